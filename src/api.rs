@@ -1,0 +1,490 @@
+//! What applications see: the trait [`FederatedConsensus`], its errors, and the JSON shapes that HTTP, the remote
+//! client and the CLI share.
+
+use crate::certificate::{AbortReason, CommitCertificate, Kind, Policy};
+use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::future::Future;
+
+pub use crate::core::Role;
+
+/// How long an answer to `propose` waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wait {
+    /// Queued at the leader only; may be lost with it.
+    Accepted,
+    /// Durable on a quorum and applied here.
+    Committed,
+    /// Committed, and covered by a head certificate.
+    #[default]
+    Certified,
+}
+
+/// A proposal as an application makes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Propose {
+    /// Any JSON; known operations change the registry.
+    pub payload: Value,
+    /// The client's identity, 1–128 bytes; `anonymous` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// The client's id for this request, 1–128 bytes. With it, a retry is recognised and applied once. Without it the
+    /// node makes one up, and a retry is another request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Until when (milliseconds since the Unix epoch) the id is remembered; a day when absent, at most 400 days ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// Grants needed; the quorum rule when absent, up to all voters, never fewer than the rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub required_quorum: Option<u16>,
+    /// Time to live until appended, 1–600,000 ms; 5,000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// How long the answer waits.
+    #[serde(default)]
+    pub wait: Wait,
+    /// How long (ms) the caller waits at most before it gets 202 with the state reached; `ttl_ms` + 5,000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
+impl Propose {
+    /// A proposal with every default.
+    #[must_use]
+    pub fn new(payload: Value) -> Self {
+        Self {
+            payload,
+            client: None,
+            request_id: None,
+            deadline_ms: None,
+            required_quorum: None,
+            ttl_ms: None,
+            wait: Wait::default(),
+            wait_ms: None,
+        }
+    }
+}
+
+/// The state that a proposal has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProposalState {
+    /// On its way to the leader, queued, or on a ballot.
+    Pending,
+    /// Durable on a quorum.
+    Committed,
+    /// Covered by a head certificate.
+    Certified,
+    /// Rejected or expired; the log says so.
+    Aborted,
+}
+
+/// What became of a proposal, or where it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProposalStatus {
+    /// Its id; absent while no leader has taken it.
+    pub id: Option<ProposalId>,
+    /// The state reached.
+    pub state: ProposalState,
+    /// Position in the log once committed or aborted.
+    pub index: Option<LogIndex>,
+    /// Why it was aborted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort_reason: Option<AbortReason>,
+    /// What applying it did: `{"result":"registered","revision":7}`, `{"result":"conflict",…}`, `{"result":"opaque"}`, …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<crate::registry::Outcome>,
+    /// Set when this request was a repeat: the outcome is that of the first.
+    #[serde(default)]
+    pub repeated: bool,
+    /// The client identity and request id to ask again with.
+    pub client: String,
+    /// See `client`.
+    pub request_id: String,
+}
+
+/// Why a proposal was not taken, or what is known of it is not an outcome.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum ProposeError {
+    /// This node does not lead and forwarding is off.
+    #[error("this node is not the leader; ask {}", leader_text(*leader))]
+    NotLeader {
+        /// Who leads, when known.
+        leader: Option<NodeId>,
+        /// Its HTTP or peer address, when known.
+        address: Option<String>,
+    },
+    /// A bounded queue is full.
+    #[error("too many proposals are pending; try again in a moment")]
+    Backpressure,
+    /// Out of bounds.
+    #[error("required_quorum must be between {least} (the quorum rule) and {most} (all voters)")]
+    InvalidQuorum {
+        /// Lowest.
+        least: u16,
+        /// Highest.
+        most: u16,
+    },
+    /// Out of bounds.
+    #[error("ttl_ms must be between 1 and 600000")]
+    InvalidTtl,
+    /// Out of bounds.
+    #[error("deadline_ms must lie in the future, at most 400 days ahead")]
+    InvalidDeadline,
+    /// Out of bounds.
+    #[error("client and request_id are 1 to 128 bytes each")]
+    InvalidRequestId,
+    /// Out of bounds.
+    #[error("the payload has {size} bytes, at most {limit} are allowed")]
+    PayloadTooLarge {
+        /// Bytes given.
+        size: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// A known operation with a field of the wrong type or missing.
+    #[error("the payload is a malformed {operation}: {detail}")]
+    MalformedOperation {
+        /// Which `op`.
+        operation: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Same request id, another payload.
+    #[error("this request id was used with another payload; use a new one")]
+    RequestIdReused,
+    /// The request's deadline has passed: whether it was applied is in the log, but the id is no longer recognised.
+    #[error("this request's deadline has passed; look for it in the log before sending it under a new id")]
+    RequestExpired,
+    /// No leader took it within its time to live.
+    #[error("no leader took the proposal within its time to live; it may still be in a leader's log: ask again with the same request id")]
+    Unavailable,
+    /// The node is closing.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+fn leader_text(leader: Option<NodeId>) -> String {
+    leader.map_or_else(|| "again after an election".into(), |l| l.to_string())
+}
+
+impl ProposeError {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotLeader { .. } | Self::Backpressure | Self::Unavailable | Self::Closed)
+    }
+
+    /// Whether the request certainly had no effect.
+    #[must_use]
+    pub fn is_without_effect(&self) -> bool {
+        !matches!(self, Self::Unavailable | Self::Closed | Self::RequestExpired)
+    }
+}
+
+/// Why a vote was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum VoteError {
+    /// No such ballot is open at this node: decided, expired, or never asked here.
+    #[error("no ballot on {id} is open at this node")]
+    NoBallot {
+        /// Which.
+        id: ProposalId,
+    },
+    /// Already answered otherwise; an answer is for ever.
+    #[error("this member has already answered {id} with granted={granted}")]
+    AlreadyCast {
+        /// Which.
+        id: ProposalId,
+        /// The answer on record.
+        granted: bool,
+    },
+    /// This member decides by itself.
+    #[error("this member's policy is {policy:?}; only a manual member's application votes")]
+    NotManual {
+        /// Its policy.
+        policy: Policy,
+    },
+    /// The node is closing.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+/// A ballot that waits for this member's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenBallot {
+    /// The proposal.
+    pub id: ProposalId,
+    /// Who asks.
+    pub client: String,
+    /// Under which id.
+    pub request_id: String,
+    /// What is asked about.
+    pub payload: Value,
+    /// Grants needed.
+    pub required_quorum: u16,
+    /// Milliseconds left.
+    pub ttl_ms: u64,
+}
+
+/// A committed proposal, as `commit_stream` gives it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommitEvent {
+    /// Position in the log.
+    pub index: LogIndex,
+    /// The proposal.
+    pub id: ProposalId,
+    /// Who asked.
+    pub client: String,
+    /// Under which id.
+    pub request_id: String,
+    /// The payload (`null` once pruned).
+    pub payload: Value,
+    /// What applying it did.
+    pub outcome: crate::registry::Outcome,
+    /// Present when the entry is certified by the time it is delivered; the stream delivers certified entries only,
+    /// unless asked for committed ones.
+    pub certificate: Option<CommitCertificate>,
+}
+
+/// An aborted proposal, as `abort_stream` gives it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AbortEvent {
+    /// Position in the log.
+    pub index: LogIndex,
+    /// The proposal.
+    pub id: ProposalId,
+    /// Who asked.
+    pub client: String,
+    /// Under which id.
+    pub request_id: String,
+    /// Why.
+    pub reason: AbortReason,
+    /// Who granted.
+    pub granted: Vec<NodeId>,
+    /// Who denied.
+    pub denied: Vec<NodeId>,
+}
+
+/// An entry as HTTP shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntryView {
+    /// Position in the log.
+    pub index: LogIndex,
+    /// Its term.
+    pub term: Term,
+    /// What it is.
+    pub kind: Kind,
+    /// Its proposal.
+    pub id: Option<ProposalId>,
+    /// Milliseconds since the Unix epoch.
+    pub proposed_at: u64,
+    /// Canonical header bytes, hexadecimal: what the tree commits to.
+    pub header: String,
+    /// Canonical entry bytes ([`crate::certificate::Entry::encode`]), base64; absent once pruned.
+    pub entry: Option<String>,
+    /// The payload as JSON, for `Proposal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Value>,
+}
+
+/// A page of entries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntryPage {
+    /// The entries.
+    pub entries: Vec<EntryView>,
+    /// Where the next page starts; absent at the end.
+    pub next: Option<LogIndex>,
+    /// The commit index.
+    pub commit_index: LogIndex,
+}
+
+/// A page of head certificates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CertificatePage {
+    /// Canonical bytes ([`crate::certificate::HeadCertificate::encode`]), base64, ascending by size.
+    pub certificates: Vec<String>,
+    /// `above` of the next page; absent at the end.
+    pub next: Option<u64>,
+}
+
+/// The node at a glance (the specification's `ConsensusSnapshot`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConsensusSnapshot {
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: Term,
+    /// Its commit index.
+    pub commit_index: LogIndex,
+    /// The other members it knows.
+    pub known_peers: Vec<NodeId>,
+    /// Proposals that came in here and are not decided.
+    pub pending_proposals: u64,
+    /// `Proposal` entries committed in this log.
+    pub committed_count: u64,
+    /// `Aborted` entries committed in this log.
+    pub aborted_count: u64,
+}
+
+/// What `/v1/status` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// This node.
+    pub id: NodeId,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The genesis.
+    pub genesis_id: Digest,
+    /// The specification's snapshot.
+    #[serde(flatten)]
+    pub snapshot: ConsensusSnapshot,
+    /// Who leads, when known.
+    pub leader: Option<NodeId>,
+    /// First and last entry held.
+    pub first_index: LogIndex,
+    /// See `first_index`.
+    pub last_index: LogIndex,
+    /// Durable here.
+    pub durable_index: LogIndex,
+    /// Applied here.
+    pub applied_index: LogIndex,
+    /// Covered by the newest head certificate held here.
+    pub certified_index: LogIndex,
+    /// Root at `certified_index`.
+    pub certified_root: Option<Digest>,
+    /// The epoch in force.
+    pub epoch: u64,
+    /// Members, with what this node knows of each.
+    pub members: Vec<MemberStatus>,
+    /// The program's version.
+    pub version: String,
+}
+
+/// A member as `/v1/status` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Who.
+    pub id: NodeId,
+    /// Peer address.
+    pub address: String,
+    /// Voter or learner.
+    pub role: crate::certificate::Role,
+    /// How it decides on ballots.
+    pub policy: Policy,
+    /// Whether a connection to it stands (this node itself: true).
+    pub connected: bool,
+    /// On the leader: how far it is known to hold the log.
+    pub match_index: Option<LogIndex>,
+}
+
+/// A cluster, seen from an application: an embedded node or a remote one.
+pub trait FederatedConsensus: Send + Sync {
+    /// Proposes a payload and returns its id as soon as the leader has taken it.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    fn propose(
+        &self,
+        payload: Value,
+        required_quorum: Option<u16>,
+        ttl_ms: Option<u64>,
+    ) -> impl Future<Output = Result<ProposalId, CallError<ProposeError>>> + Send;
+
+    /// Casts this member's vote on an open ballot.
+    ///
+    /// # Errors
+    /// [`VoteError`].
+    fn vote(
+        &self,
+        id: ProposalId,
+        granted: bool,
+    ) -> impl Future<Output = Result<(), CallError<VoteError>>> + Send;
+
+    /// Certified proposals from an index on: in order, each once, without end.
+    fn commit_stream(&self, from: LogIndex) -> BoxStream<'static, Result<CommitEvent, StreamError>>;
+
+    /// Aborted proposals from an index on: in order, each once, without end.
+    fn abort_stream(&self, from: LogIndex) -> BoxStream<'static, Result<AbortEvent, StreamError>>;
+
+    /// The node at a glance.
+    ///
+    /// # Errors
+    /// Only when a remote node cannot be reached.
+    fn snapshot(&self) -> impl Future<Output = Result<ConsensusSnapshot, CallError<std::convert::Infallible>>> + Send;
+
+    /// Ends every background task and, for an embedded node, closes its store.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// An operation's own error, or one of the way there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError<E> {
+    /// The operation was refused.
+    #[error("{0}")]
+    Refused(E),
+    /// No node answered.
+    #[error("no node answered: {detail}")]
+    Unreachable {
+        /// What the last one tried said.
+        detail: String,
+    },
+    /// A node answered what this client does not understand.
+    #[error("unexpected answer: {detail}")]
+    Protocol {
+        /// What was wrong with it.
+        detail: String,
+    },
+}
+
+/// Why a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The node is closing.
+    #[error("the node is shutting down")]
+    Closed,
+    /// Entries before this index are pruned here.
+    #[error("entries before {first} are pruned here")]
+    Pruned {
+        /// The first index still held.
+        first: LogIndex,
+    },
+    /// The store failed.
+    #[error("the store failed: {detail}")]
+    Store {
+        /// How.
+        detail: String,
+    },
+    /// No node answered.
+    #[error("no node answered: {detail}")]
+    Unreachable {
+        /// What the last one tried said.
+        detail: String,
+    },
+}
+
+/// The body of every HTTP error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// Stable, `snake_case`, for machines.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// The leader's HTTP address, where that helps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// Whether the request certainly had no effect.
+    pub without_effect: bool,
+    /// The typed error of the operation ([`ProposeError`] or [`VoteError`]), when it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Value>,
+}

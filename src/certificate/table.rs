@@ -1,0 +1,241 @@
+//! Member tables, the quorum rule and the genesis file.
+
+use super::bytes::{FormatError, Reader, Writer};
+use super::keys::{KeyError, PublicKey, Signature};
+use crate::ids::{Digest, Epoch, NodeId};
+use crate::limits::{MAX_ADDRESS, MAX_MEMBERS, MAX_NAME};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// What a member does in consensus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Role {
+    /// Counts in elections, commits and certificates.
+    Voter = 0,
+    /// Receives the log only.
+    Learner = 1,
+}
+
+/// How a member decides on ballots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Policy {
+    /// Grants what is valid.
+    Auto = 0,
+    /// Decides by its node's own rules.
+    Rules = 1,
+    /// Its application calls `vote`.
+    Manual = 2,
+}
+
+/// How many voters make a quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum QuorumRule {
+    /// ⌊n/2⌋+1.
+    Majority = 0,
+    /// ⌊2n/3⌋+1.
+    Supermajority = 1,
+}
+
+impl QuorumRule {
+    /// The quorum among `voters` voters.
+    #[must_use]
+    pub const fn quorum(self, voters: usize) -> usize {
+        match self {
+            Self::Majority => voters / 2 + 1,
+            Self::Supermajority => 2 * voters / 3 + 1,
+        }
+    }
+}
+
+/// A row of the member table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its identity.
+    pub did: NodeId,
+    /// Its BLS public key.
+    pub bls_key: PublicKey,
+    /// The proof that it holds the secret key.
+    pub possession: Signature,
+    /// Where its peers reach it, `HOST:PORT`.
+    pub address: String,
+    /// Voter or learner.
+    pub role: Role,
+    /// How it decides on ballots.
+    pub policy: Policy,
+}
+
+/// The members, sorted by DID. Made only by [`MemberTable::new`], which checks every rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct MemberTable {
+    members: Vec<Member>,
+}
+
+/// Why a set of members is no member table.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// No voter at all.
+    #[error("a member table needs at least one voter")]
+    NoVoter,
+    /// Too many rows.
+    #[error("a member table holds at most {MAX_MEMBERS} members, not {0}")]
+    TooMany(usize),
+    /// One DID in two rows.
+    #[error("{0} stands in two rows")]
+    Twice(NodeId),
+    /// A key that is no key, or a proof that proves nothing.
+    #[error("{did}: {source}")]
+    Key {
+        /// Whose.
+        did: NodeId,
+        /// Why.
+        source: KeyError,
+    },
+    /// Two members whose keys are equal or opposite.
+    #[error("the BLS keys of {0} and {1} are equal or opposite; every store makes its own key with `concordat init`")]
+    Collision(NodeId, NodeId),
+    /// An address that is no `HOST:PORT`.
+    #[error("{did}: {address:?} is no address HOST:PORT of at most {MAX_ADDRESS} bytes")]
+    Address {
+        /// Whose.
+        did: NodeId,
+        /// What was given.
+        address: String,
+    },
+    /// Bytes that are no table.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+impl MemberTable {
+    /// Checks and sorts members: 1–100 rows, a voter among them, no DID twice, addresses well-formed, every key valid
+    /// with its proof of possession, no two keys equal or opposite.
+    ///
+    /// # Errors
+    /// [`TableError`] naming the first row at fault.
+    pub fn new(_members: Vec<Member>) -> Result<Self, TableError> { todo!() }
+
+    /// All rows, sorted by DID.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// One row.
+    #[must_use]
+    pub fn get(&self, did: &NodeId) -> Option<&Member> {
+        self.members.binary_search_by_key(did, |m| m.did).ok().and_then(|i| self.members.get(i))
+    }
+
+    /// The voters, sorted by DID: bit `i` of a bitmap is the `i`-th of these.
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|m| m.role == Role::Voter)
+    }
+
+    /// The position of a voter in bitmaps.
+    #[must_use]
+    pub fn voter_position(&self, did: &NodeId) -> Option<usize> {
+        self.voters().position(|m| m.did == *did)
+    }
+
+    /// Canonical bytes: the payload of `Epoch` entries and a part of the genesis.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> { todo!() }
+
+    /// Reads canonical bytes and checks every rule of [`MemberTable::new`].
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn decode(_bytes: &[u8]) -> Result<Self, TableError> { todo!() }
+}
+
+/// A member table with the names under which its members sign.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TableInForce {
+    /// Its number.
+    pub epoch: Epoch,
+    /// The leaf hash of the `Epoch` entry that set it; the genesis id for epoch 0.
+    pub epoch_hash: Digest,
+    /// The rows.
+    pub table: MemberTable,
+    /// The quorum rule of the genesis.
+    pub rule: QuorumRule,
+}
+
+impl TableInForce {
+    /// The quorum of this table.
+    #[must_use]
+    pub fn quorum(&self) -> usize {
+        self.rule.quorum(self.table.voters().count())
+    }
+}
+
+/// The file that every verifier trusts. In JSON for people; its identity is the hash of its canonical bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Genesis {
+    /// The cluster's name, 1–64 bytes of `[a-z0-9.-]`.
+    pub name: String,
+    /// The quorum rule, for ever.
+    pub rule: QuorumRule,
+    /// The first member table (epoch 0).
+    pub table: MemberTable,
+}
+
+/// Why a file is no genesis.
+#[derive(Debug, thiserror::Error)]
+pub enum GenesisError {
+    /// Not the JSON of a genesis.
+    #[error("not a genesis file: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A name out of bounds.
+    #[error("a cluster name is 1 to {MAX_NAME} characters of a-z, 0-9, '.' and '-', not {0:?}")]
+    Name(String),
+    /// Another format version.
+    #[error("genesis format {0} is not known to this program; use a newer one")]
+    Version(u64),
+    /// The `genesis_id` in the file is not the hash of its contents.
+    #[error("the file states genesis id {stated}, its contents have {actual}: the file was altered")]
+    Id {
+        /// In the file.
+        stated: Digest,
+        /// Computed.
+        actual: Digest,
+    },
+    /// The table breaks a rule.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+impl Genesis {
+    /// Checks the name.
+    ///
+    /// # Errors
+    /// [`GenesisError::Name`].
+    pub fn new(_name: &str, _rule: QuorumRule, _table: MemberTable) -> Result<Self, GenesisError> { todo!() }
+    /// Canonical bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> { todo!() }
+    /// SHA-256 of the canonical bytes.
+    #[must_use]
+    pub fn id(&self) -> Digest { Digest(Sha256::digest(self.encode()).into()) }
+    /// The JSON file: `{"concordat_genesis":1,"genesis_id":…,"name":…,"quorum":…,"members":[…]}`, pretty-printed.
+    #[must_use]
+    pub fn to_json(&self) -> String { todo!() }
+    /// Reads the JSON file; the stated `genesis_id` must be that of the contents.
+    ///
+    /// # Errors
+    /// [`GenesisError`].
+    pub fn from_json(_text: &str) -> Result<Self, GenesisError> { todo!() }
+    /// Epoch 0.
+    #[must_use]
+    pub fn in_force(&self) -> TableInForce {
+        TableInForce { epoch: Epoch(0), epoch_hash: self.id(), table: self.table.clone(), rule: self.rule }
+    }
+}

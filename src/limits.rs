@@ -1,0 +1,60 @@
+//! Every bound of the system, in one place, with the relations between them checked at compile time.
+
+/// Largest payload of a proposal, in bytes. A stored value beyond about 100 KiB is not durable in sled.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// Largest value this crate ever stores in sled, in bytes: segment (8 MiB) / 80.
+pub const MAX_STORED_VALUE: usize = 100 * 1024;
+/// Largest encoded entry (header, salt, request and payload), in bytes.
+pub const MAX_ENTRY: usize = 96 * 1024;
+/// Largest header, in bytes: an entry of an entry bundle is length-prefixed with 16 bits (C2SP `tlog-tiles`).
+pub const MAX_HEADER: usize = 1024;
+/// Most members in one table.
+pub const MAX_MEMBERS: usize = 100;
+/// Longest cluster name, in bytes.
+pub const MAX_NAME: usize = 64;
+/// Longest member address (`HOST:PORT`), in bytes.
+pub const MAX_ADDRESS: usize = 256;
+/// Longest client identity or request id, in bytes.
+pub const MAX_REQUEST_ID: usize = 128;
+/// Shortest and longest time to live of a proposal, in milliseconds, and its default.
+pub const MIN_TTL_MS: u64 = 1;
+/// See [`MIN_TTL_MS`].
+pub const MAX_TTL_MS: u64 = 10 * 60 * 1000;
+/// See [`MIN_TTL_MS`].
+pub const DEFAULT_TTL_MS: u64 = 5_000;
+/// Furthest that a request's deadline may lie ahead, in milliseconds (400 days): until then its id is remembered.
+pub const MAX_REQUEST_HORIZON_MS: u64 = 400 * 24 * 3600 * 1000;
+/// How long a named request is remembered when its client sets no deadline, in milliseconds (one day).
+pub const DEFAULT_REQUEST_HORIZON_MS: u64 = 24 * 3600 * 1000;
+/// Most requests remembered at once; beyond it admission answers `Backpressure`.
+pub const MAX_REQUESTS: usize = 1_000_000;
+/// Most proposals pending at one node.
+pub const MAX_PENDING: usize = 4096;
+/// Most ballots open at a leader.
+pub const MAX_BALLOTS: usize = 1024;
+/// Most bytes appended but not committed at a leader.
+pub const MAX_UNCOMMITTED_BYTES: usize = 64 * 1024 * 1024;
+/// Most bytes of entries in one append message.
+pub const MAX_APPEND_BYTES: usize = 1024 * 1024;
+/// Most append messages in flight to one peer.
+pub const MAX_INFLIGHT_APPENDS: usize = 64;
+/// Most bytes of entries in flight to one peer.
+pub const MAX_INFLIGHT_BYTES: usize = 8 * 1024 * 1024;
+/// Largest frame between nodes, in bytes.
+pub const MAX_FRAME: usize = 2 * 1024 * 1024;
+/// Entries the core keeps in memory behind the applied index, for lagging peers; older ones come from the store.
+pub const LOG_WINDOW_ENTRIES: usize = 8192;
+/// Bytes of entries the core keeps in memory behind the applied index.
+pub const LOG_WINDOW_BYTES: usize = 32 * 1024 * 1024;
+/// Most entries in one page of an HTTP answer.
+pub const MAX_PAGE: usize = 1000;
+/// Largest HTTP request body, in bytes.
+pub const MAX_HTTP_BODY: usize = 2 * MAX_PAYLOAD;
+/// Hashes in a tile, as in C2SP `tlog-tiles`.
+pub const TILE: u64 = 256;
+
+const _: () = assert!(MAX_PAYLOAD + MAX_HEADER + 4 * MAX_REQUEST_ID < MAX_ENTRY);
+const _: () = assert!(MAX_ENTRY < MAX_STORED_VALUE);
+const _: () = assert!(MAX_APPEND_BYTES + MAX_ENTRY < MAX_FRAME);
+const _: () = assert!(MAX_APPEND_BYTES <= MAX_INFLIGHT_BYTES);
+const _: () = assert!(MAX_HEADER <= u16::MAX as usize);
