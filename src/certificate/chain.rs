@@ -28,5 +28,7 @@ impl EpochChain {
     /// Walks the chain from the genesis and returns every table it proves, epoch 0 first.
     /// # Errors
     /// [`CertificateError`] at the first step that does not follow.
-    pub fn verify(&self, _genesis: &Genesis) -> Result<Vec<TableInForce>, CertificateError> { todo!() }
+    pub fn verify(&self, _genesis: &Genesis) -> Result<Vec<TableInForce>, CertificateError> {
+        todo!()
+    }
 }

@@ -86,31 +86,55 @@ pub enum CertificateError {
 impl HeadCertificate {
     /// Canonical bytes.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        todo!()
+    }
     /// Reads canonical bytes (re-encodes and demands equality).
     /// # Errors
     /// [`FormatError`].
-    pub fn decode(_bytes: &[u8]) -> Result<Self, FormatError> { todo!() }
+    pub fn decode(_bytes: &[u8]) -> Result<Self, FormatError> {
+        todo!()
+    }
     /// Verifies against the tables in force: one (`next` is `None`) or two during a membership change. Every half must
     /// name its table's epoch and hash, have a signer set that fits, a quorum, and a verifying aggregate.
     /// # Errors
     /// [`CertificateError`].
-    pub fn verify(&self, _genesis_id: &Digest, _current: &TableInForce, _next: Option<&TableInForce>) -> Result<(), CertificateError> { todo!() }
+    pub fn verify(
+        &self,
+        _genesis_id: &Digest,
+        _current: &TableInForce,
+        _next: Option<&TableInForce>,
+    ) -> Result<(), CertificateError> {
+        todo!()
+    }
     /// The DIDs of the first half's signers.
     #[must_use]
-    pub fn signers(&self, _table: &TableInForce) -> Vec<NodeId> { todo!() }
+    pub fn signers(&self, _table: &TableInForce) -> Vec<NodeId> {
+        todo!()
+    }
 }
 
 impl ElectionCertificate {
     /// Canonical bytes.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        todo!()
+    }
     /// Reads canonical bytes (re-encodes and demands equality).
     /// # Errors
     /// [`FormatError`].
-    pub fn decode(_bytes: &[u8]) -> Result<Self, FormatError> { todo!() }
+    pub fn decode(_bytes: &[u8]) -> Result<Self, FormatError> {
+        todo!()
+    }
     /// As [`HeadCertificate::verify`].
     /// # Errors
     /// [`CertificateError`].
-    pub fn verify(&self, _genesis_id: &Digest, _current: &TableInForce, _next: Option<&TableInForce>) -> Result<(), CertificateError> { todo!() }
+    pub fn verify(
+        &self,
+        _genesis_id: &Digest,
+        _current: &TableInForce,
+        _next: Option<&TableInForce>,
+    ) -> Result<(), CertificateError> {
+        todo!()
+    }
 }

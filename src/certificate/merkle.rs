@@ -72,23 +72,33 @@ pub trait Nodes {
 /// The root of the first `size` leaves.
 /// # Errors
 /// Those of `nodes`.
-pub fn root<N: Nodes>(_nodes: &N, _size: u64) -> Result<Digest, N::Error> { todo!() }
+pub fn root<N: Nodes>(_nodes: &N, _size: u64) -> Result<Digest, N::Error> {
+    todo!()
+}
 
 /// The inclusion path of leaf number `leaf` (from 0) in the tree of `size` leaves (RFC 9162, 2.1.3.1).
 /// # Errors
 /// Those of `nodes`. Panics when `leaf >= size`.
-pub fn inclusion_path<N: Nodes>(_nodes: &N, _leaf: u64, _size: u64) -> Result<Vec<Digest>, N::Error> { todo!() }
+pub fn inclusion_path<N: Nodes>(_nodes: &N, _leaf: u64, _size: u64) -> Result<Vec<Digest>, N::Error> {
+    todo!()
+}
 
 /// The consistency proof from `old` to `new` leaves (RFC 9162, 2.1.4.1).
 /// # Errors
 /// Those of `nodes`.
-pub fn consistency_path<N: Nodes>(_nodes: &N, _old: u64, _new: u64) -> Result<Vec<Digest>, N::Error> { todo!() }
+pub fn consistency_path<N: Nodes>(_nodes: &N, _old: u64, _new: u64) -> Result<Vec<Digest>, N::Error> {
+    todo!()
+}
 
 /// The root that a leaf hash and its path lead to (RFC 9162, 2.1.3.2); `None` when the path has the wrong length or
 /// `leaf >= size`.
 #[must_use]
-pub fn root_from_path(_leaf_hash: Digest, _leaf: u64, _size: u64, _path: &[Digest]) -> Option<Digest> { todo!() }
+pub fn root_from_path(_leaf_hash: Digest, _leaf: u64, _size: u64, _path: &[Digest]) -> Option<Digest> {
+    todo!()
+}
 
 /// Whether `path` proves that the tree (`old`, `old_root`) is a prefix of (`new`, `new_root`) (RFC 9162, 2.1.4.2).
 #[must_use]
-pub fn verify_consistency(_old: u64, _old_root: Digest, _new: u64, _new_root: Digest, _path: &[Digest]) -> bool { todo!() }
+pub fn verify_consistency(_old: u64, _old_root: Digest, _new: u64, _new_root: Digest, _path: &[Digest]) -> bool {
+    todo!()
+}

@@ -120,7 +120,9 @@ impl MemberTable {
     ///
     /// # Errors
     /// [`TableError`] naming the first row at fault.
-    pub fn new(_members: Vec<Member>) -> Result<Self, TableError> { todo!() }
+    pub fn new(_members: Vec<Member>) -> Result<Self, TableError> {
+        todo!()
+    }
 
     /// All rows, sorted by DID.
     #[must_use]
@@ -147,13 +149,17 @@ impl MemberTable {
 
     /// Canonical bytes: the payload of `Epoch` entries and a part of the genesis.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        todo!()
+    }
 
     /// Reads canonical bytes and checks every rule of [`MemberTable::new`].
     ///
     /// # Errors
     /// [`TableError`].
-    pub fn decode(_bytes: &[u8]) -> Result<Self, TableError> { todo!() }
+    pub fn decode(_bytes: &[u8]) -> Result<Self, TableError> {
+        todo!()
+    }
 }
 
 /// A member table with the names under which its members sign.
@@ -218,21 +224,31 @@ impl Genesis {
     ///
     /// # Errors
     /// [`GenesisError::Name`].
-    pub fn new(_name: &str, _rule: QuorumRule, _table: MemberTable) -> Result<Self, GenesisError> { todo!() }
+    pub fn new(_name: &str, _rule: QuorumRule, _table: MemberTable) -> Result<Self, GenesisError> {
+        todo!()
+    }
     /// Canonical bytes.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        todo!()
+    }
     /// SHA-256 of the canonical bytes.
     #[must_use]
-    pub fn id(&self) -> Digest { Digest(Sha256::digest(self.encode()).into()) }
+    pub fn id(&self) -> Digest {
+        Digest(Sha256::digest(self.encode()).into())
+    }
     /// The JSON file: `{"concordat_genesis":1,"genesis_id":…,"name":…,"quorum":…,"members":[…]}`, pretty-printed.
     #[must_use]
-    pub fn to_json(&self) -> String { todo!() }
+    pub fn to_json(&self) -> String {
+        todo!()
+    }
     /// Reads the JSON file; the stated `genesis_id` must be that of the contents.
     ///
     /// # Errors
     /// [`GenesisError`].
-    pub fn from_json(_text: &str) -> Result<Self, GenesisError> { todo!() }
+    pub fn from_json(_text: &str) -> Result<Self, GenesisError> {
+        todo!()
+    }
     /// Epoch 0.
     #[must_use]
     pub fn in_force(&self) -> TableInForce {
