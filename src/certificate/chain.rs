@@ -4,7 +4,6 @@ use super::head::{CertificateError, HeadCertificate};
 use super::header::Entry;
 use super::table::{Genesis, TableInForce};
 use crate::ids::Digest;
-use serde::{Deserialize, Serialize};
 
 /// One membership change, proved.
 #[derive(Clone, Debug, PartialEq, Eq)]

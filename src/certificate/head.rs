@@ -1,11 +1,12 @@
 //! Head certificates and election certificates: the aggregates of a quorum, with the bitmap of signers.
 
 use super::bitmap::Bitmap;
-use super::bytes::FormatError;
-use super::keys::{KeyError, Signature};
-use super::statement::{ElectionClaim, Head};
-use super::table::TableInForce;
-use crate::ids::{Digest, Epoch, NodeId};
+use super::bytes::{FormatError, Reader, Writer};
+use super::keys::{KeyError, PublicKey, Signature};
+use super::statement::{ElectionClaim, Head, SignedFor};
+use super::table::{Member, TableInForce};
+use crate::ids::{Digest, Epoch, NodeId, Term};
+use crate::limits::MAX_MEMBERS;
 use serde::{Deserialize, Serialize};
 
 /// The signers of one member table. A certificate has one half, or two while a membership change is in flight: the
@@ -28,6 +29,7 @@ pub struct HeadCertificate {
     /// What was signed.
     pub head: Head,
     /// One half, or two (current table first).
+    #[serde(deserialize_with = "one_or_two")]
     pub halves: Vec<Half>,
 }
 
@@ -37,6 +39,7 @@ pub struct ElectionCertificate {
     /// What was signed.
     pub claim: ElectionClaim,
     /// One half, or two (current table first).
+    #[serde(deserialize_with = "one_or_two")]
     pub halves: Vec<Half>,
 }
 
@@ -83,6 +86,11 @@ pub enum CertificateError {
     Signature(#[from] KeyError),
 }
 
+const HEAD_TAG: &[u8; 16] = b"concordat:hcert1";
+const ELECTION_TAG: &[u8; 16] = b"concordat:ecert1";
+/// Longest encoded certificate: an election's, with two halves over the most voters.
+pub(super) const MAX_CERTIFICATE: usize = 16 + 88 + 1 + 2 * (8 + 32 + 2 + MAX_MEMBERS.div_ceil(8) + 96);
+
 impl HeadCertificate {
     /// Canonical bytes.
     #[must_use]
@@ -90,13 +98,16 @@ impl HeadCertificate {
         todo!()
     }
     /// Reads canonical bytes (re-encodes and demands equality).
+    ///
     /// # Errors
     /// [`FormatError`].
     pub fn decode(_bytes: &[u8]) -> Result<Self, FormatError> {
         todo!()
     }
     /// Verifies against the tables in force: one (`next` is `None`) or two during a membership change. Every half must
-    /// name its table's epoch and hash, have a signer set that fits, a quorum, and a verifying aggregate.
+    /// name what [`TableInForce::signed_under`] says of its table, have a signer set that fits, a quorum, and a verifying
+    /// aggregate.
+    ///
     /// # Errors
     /// [`CertificateError`].
     pub fn verify(
@@ -121,12 +132,14 @@ impl ElectionCertificate {
         todo!()
     }
     /// Reads canonical bytes (re-encodes and demands equality).
+    ///
     /// # Errors
     /// [`FormatError`].
     pub fn decode(_bytes: &[u8]) -> Result<Self, FormatError> {
         todo!()
     }
     /// As [`HeadCertificate::verify`].
+    ///
     /// # Errors
     /// [`CertificateError`].
     pub fn verify(

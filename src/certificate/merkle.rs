@@ -1,8 +1,12 @@
 //! The tree of RFC 9162, section 2.1: leaf `H(0x00‖header)`, node `H(0x01‖left‖right)`, split at the largest power of
 //! two below n.
 
+use super::bytes::FormatError;
 use crate::ids::Digest;
 use sha2::{Digest as _, Sha256};
+
+/// Longest path in a tree whose size is a `u64`, in hashes.
+pub const MAX_PATH: usize = 64;
 
 /// `SHA-256(0x00 ‖ data)`.
 #[must_use]
@@ -25,12 +29,42 @@ pub fn empty_root() -> Digest {
 /// The roots of the complete subtrees that make up a tree of some size, largest first: enough to append and to tell
 /// the root, in O(log n) space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "RawFrontier")]
 pub struct Frontier {
     size: u64,
     peaks: Vec<Digest>,
 }
 
+#[derive(serde::Deserialize)]
+struct RawFrontier {
+    size: u64,
+    peaks: Vec<Digest>,
+}
+
+impl TryFrom<RawFrontier> for Frontier {
+    type Error = FormatError;
+
+    fn try_from(raw: RawFrontier) -> Result<Self, FormatError> {
+        if raw.peaks.len() == raw.size.count_ones() as usize {
+            Ok(Self { size: raw.size, peaks: raw.peaks })
+        } else {
+            Err(FormatError::Value { field: "frontier.peaks" })
+        }
+    }
+}
+
 impl Frontier {
+    /// The frontier of the first `size` leaves of a stored tree.
+    ///
+    /// # Errors
+    /// Those of `nodes`.
+    pub fn of<N: Nodes>(nodes: &N, size: u64) -> Result<Self, N::Error> {
+        let levels = (0..64).rev().filter(|level| size >> level & 1 == 1);
+        // Before the subtree of each level lie all larger ones, that is the higher bits of the size.
+        let peaks = levels.map(|level| nodes.node(level, (size >> level) - 1)).collect::<Result<_, _>>()?;
+        Ok(Self { size, peaks })
+    }
+
     /// Leaves so far.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -51,9 +85,7 @@ impl Frontier {
     /// The root over all leaves so far.
     #[must_use]
     pub fn root(&self) -> Digest {
-        let mut peaks = self.peaks.iter().rev();
-        let Some(&last) = peaks.next() else { return empty_root() };
-        peaks.fold(last, |right, left| node_hash(left, &right))
+        fold_peaks(&self.peaks)
     }
 }
 
@@ -70,6 +102,7 @@ pub trait Nodes {
 }
 
 /// The root of the first `size` leaves.
+///
 /// # Errors
 /// Those of `nodes`.
 pub fn root<N: Nodes>(_nodes: &N, _size: u64) -> Result<Digest, N::Error> {
@@ -77,13 +110,15 @@ pub fn root<N: Nodes>(_nodes: &N, _size: u64) -> Result<Digest, N::Error> {
 }
 
 /// The inclusion path of leaf number `leaf` (from 0) in the tree of `size` leaves (RFC 9162, 2.1.3.1).
+///
 /// # Errors
 /// Those of `nodes`. Panics when `leaf >= size`.
 pub fn inclusion_path<N: Nodes>(_nodes: &N, _leaf: u64, _size: u64) -> Result<Vec<Digest>, N::Error> {
     todo!()
 }
 
-/// The consistency proof from `old` to `new` leaves (RFC 9162, 2.1.4.1).
+/// The consistency proof from `old` to `new` leaves (RFC 9162, 2.1.4.1); empty when `old` is 0 or `new`.
+///
 /// # Errors
 /// Those of `nodes`.
 pub fn consistency_path<N: Nodes>(_nodes: &N, _old: u64, _new: u64) -> Result<Vec<Digest>, N::Error> {
@@ -97,7 +132,15 @@ pub fn root_from_path(_leaf_hash: Digest, _leaf: u64, _size: u64, _path: &[Diges
     todo!()
 }
 
-/// Whether `path` proves that the tree (`old`, `old_root`) is a prefix of (`new`, `new_root`) (RFC 9162, 2.1.4.2).
+/// A right border node without a sibling stands, unhashed, for its parent too.
+fn skip_missing_levels(at: &mut u64, last: &mut u64) {
+    while *at % 2 == 0 && *at != 0 {
+        (*at, *last) = (*at >> 1, *last >> 1);
+    }
+}
+
+/// Whether `path` proves that the tree (`old`, `old_root`) is a prefix of (`new`, `new_root`) (RFC 9162, 2.1.4.2). The
+/// empty tree is a prefix of every tree, by the empty path.
 #[must_use]
 pub fn verify_consistency(_old: u64, _old_root: Digest, _new: u64, _new_root: Digest, _path: &[Digest]) -> bool {
     todo!()

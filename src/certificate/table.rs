@@ -2,10 +2,22 @@
 
 use super::bytes::{FormatError, Reader, Writer};
 use super::keys::{KeyError, PublicKey, Signature};
+use super::statement::SignedFor;
 use crate::ids::{Digest, Epoch, NodeId};
-use crate::limits::{MAX_ADDRESS, MAX_MEMBERS, MAX_NAME};
+use crate::limits::{MAX_ADDRESS, MAX_MEMBERS, MAX_NAME, MAX_PAYLOAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+const TABLE_TAG: &[u8; 16] = b"concordat:table1";
+const GENESIS_TAG: &[u8; 16] = b"concordat:gene:1";
+const JOINT_TAG: &[u8; 16] = b"concordat:joint1";
+/// The version of the genesis file's JSON.
+const GENESIS_VERSION: u64 = 1;
+
+// The largest table is the payload of an `Epoch` entry.
+const _: () = assert!(16 + 2 + MAX_MEMBERS * (32 + 48 + 96 + 2 + MAX_ADDRESS + 2) <= MAX_PAYLOAD);
 
 /// What a member does in consensus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -176,6 +188,28 @@ pub struct TableInForce {
 }
 
 impl TableInForce {
+    /// Under which names the members of this table sign while no change is in flight.
+    #[must_use]
+    pub fn signed_for(&self, genesis_id: &Digest) -> SignedFor {
+        SignedFor { genesis_id: *genesis_id, epoch: self.epoch, epoch_hash: self.epoch_hash }
+    }
+
+    /// Under which names heads and election claims are signed, a statement per table in force (current first): `next`
+    /// is the table whose `Epoch` entry has been appended and whose `EpochFinal` has not.
+    ///
+    /// While a change is in flight the current table signs for the hash of *both* tables. Under its plain hash its
+    /// signatures would also stand as a certificate of one half, so that whoever collected a quorum of the current table
+    /// alone could strip the missing half off and "prove" an entry that joint consensus may still lose.
+    #[must_use]
+    pub fn signed_under(&self, genesis_id: &Digest, next: Option<&Self>) -> Vec<SignedFor> {
+        let mut current = self.signed_for(genesis_id);
+        let Some(next) = next else { return vec![current] };
+        let mut w = Writer::tagged(JOINT_TAG);
+        w.digest(&self.epoch_hash).digest(&next.epoch_hash);
+        current.epoch_hash = Digest(Sha256::digest(&w.0).into());
+        vec![current, next.signed_for(genesis_id)]
+    }
+
     /// The quorum of this table.
     #[must_use]
     pub fn quorum(&self) -> usize {
@@ -219,6 +253,23 @@ pub enum GenesisError {
     Table(#[from] TableError),
 }
 
+/// The genesis file as it stands in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GenesisFile {
+    concordat_genesis: u64,
+    genesis_id: Digest,
+    name: String,
+    quorum: QuorumRule,
+    members: Vec<Member>,
+}
+
+/// Read first, so that a file of a later version is called that, whatever fields it has.
+#[derive(Deserialize)]
+struct GenesisVersion {
+    concordat_genesis: u64,
+}
+
 impl Genesis {
     /// Checks the name.
     ///
@@ -255,3 +306,6 @@ impl Genesis {
         TableInForce { epoch: Epoch(0), epoch_hash: self.id(), table: self.table.clone(), rule: self.rule }
     }
 }
+
+#[cfg(test)]
+mod tests;
