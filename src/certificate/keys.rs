@@ -1,5 +1,9 @@
 //! BLS12-381 keys and signatures (min-pk, proof-of-possession ciphersuite), by `blst`.
 
+use ::blst::min_pk as blst;
+use ::blst::{BLST_ERROR, MultiPoint as _};
+use std::collections::BTreeSet;
+
 /// Domain separation of signatures (draft-irtf-cfrg-bls-signature, section 4.2.3).
 pub(super) const SIGNATURE_DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 /// Domain separation of proofs of possession.
@@ -48,34 +52,40 @@ pub enum KeyError {
 impl SecretKey {
     /// Derives a key from 32 bytes of secret randomness (`KeyGen`, draft-irtf-cfrg-bls-signature-06, section 2.3).
     #[must_use]
-    pub fn generate(_ikm: &[u8; 32]) -> Self {
-        todo!()
+    pub fn generate(ikm: &[u8; 32]) -> Self {
+        Self(blst::SecretKey::key_gen(ikm, &[]).expect("32 bytes of key material are enough"))
     }
-    /// 32 big-endian bytes.
+
+    /// 32 big-endian bytes. The caller wipes them.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; 32] {
-        todo!()
+        self.0.to_bytes()
     }
-    /// Reads 32 bytes.
+
+    /// Reads 32 big-endian bytes.
+    ///
     /// # Errors
-    /// [`KeyError::SecretKey`].
-    pub fn from_bytes(_bytes: &[u8]) -> Result<Self, KeyError> {
-        todo!()
+    /// [`KeyError::SecretKey`] unless they are a non-zero scalar below the group order.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
+        blst::SecretKey::from_bytes(bytes).map(Self).map_err(|_| KeyError::SecretKey)
     }
+
     /// The public key.
     #[must_use]
     pub fn public(&self) -> PublicKey {
-        todo!()
+        PublicKey(self.0.sk_to_pk().to_bytes())
     }
+
     /// Signs canonical bytes under [`SIGNATURE_DST`]. Deterministic.
     #[must_use]
-    pub fn sign(&self, _statement: &[u8]) -> Signature {
-        todo!()
+    pub fn sign(&self, statement: &[u8]) -> Signature {
+        Signature(self.0.sign(statement, SIGNATURE_DST, &[]).to_bytes())
     }
-    /// Proves possession: signs the compressed public key under [`POP_DST`].
+
+    /// Proves possession: signs the compressed public key under [`POP_DST`] (draft-06, section 3.3.2).
     #[must_use]
     pub fn prove_possession(&self) -> Signature {
-        todo!()
+        Signature(self.0.sign(&self.public().0, POP_DST, &[]).to_bytes())
     }
 }
 
@@ -85,31 +95,73 @@ impl PublicKey {
     /// # Errors
     /// [`KeyError::PublicKey`].
     pub fn validate(&self) -> Result<(), KeyError> {
-        todo!()
+        self.validated().map(drop)
     }
+
     /// Verifies a proof of possession.
     ///
     /// # Errors
     /// [`KeyError::Possession`] and what [`PublicKey::validate`] says.
-    pub fn verify_possession(&self, _pop: &Signature) -> Result<(), KeyError> {
-        todo!()
+    pub fn verify_possession(&self, pop: &Signature) -> Result<(), KeyError> {
+        let key = self.validated()?;
+        let proof = pop.point().map_err(|_| KeyError::Possession)?;
+        // The proof's subgroup was checked by `point`, the key's by `validated`.
+        match proof.verify(false, &self.0, POP_DST, &[], &key, false) {
+            BLST_ERROR::BLST_SUCCESS => Ok(()),
+            _ => Err(KeyError::Possession),
+        }
     }
-    /// Whether the two keys are equal or opposite (`pk` and `−pk` share all but the sign bit of the encoding).
+
+    /// Whether the two keys are equal or opposite (`pk` and `−pk` share all but the sign bit of the encoding). Two
+    /// opposite keys cancel in a sum, so that signers could be claimed who never signed.
     #[must_use]
-    pub fn collides_with(&self, _other: &Self) -> bool {
-        todo!()
+    pub fn collides_with(&self, other: &Self) -> bool {
+        self.x_coordinate() == other.x_coordinate()
     }
-    /// Verifies one signature, subgroup check included.
+
+    /// The encoding without its sign bit: the same for a key and its opposite, and for no others.
+    pub(super) fn x_coordinate(&self) -> [u8; 48] {
+        let mut x = self.0;
+        x[0] &= !SIGN_BIT;
+        x
+    }
+
+    /// Verifies one signature; key and signature are checked to be of their subgroups and not infinity.
+    ///
     /// # Errors
     /// [`KeyError`].
-    pub fn verify(&self, _statement: &[u8], _signature: &Signature) -> Result<(), KeyError> {
-        todo!()
+    pub fn verify(&self, statement: &[u8], signature: &Signature) -> Result<(), KeyError> {
+        let key = self.validated()?;
+        outcome(signature.point()?.verify(false, statement, SIGNATURE_DST, &[], &key, false))
     }
-    /// Verifies an aggregate by these keys (each already validated) on one statement (`FastAggregateVerify`).
+
+    /// Verifies an aggregate by these keys on one statement (`FastAggregateVerify`, draft-06, section 3.3.4). Each key
+    /// must have been validated and its possession proved, as [`super::MemberTable::new`] does: without that the
+    /// answer means nothing.
+    ///
     /// # Errors
     /// [`KeyError`].
-    pub fn verify_aggregate(_keys: &[Self], _statement: &[u8], _aggregate: &Signature) -> Result<(), KeyError> {
-        todo!()
+    pub fn verify_aggregate(keys: &[Self], statement: &[u8], aggregate: &Signature) -> Result<(), KeyError> {
+        if keys.is_empty() {
+            return Err(KeyError::Empty);
+        }
+        let points = keys.iter().map(Self::point).collect::<Result<Vec<_>, _>>()?;
+        let points: Vec<_> = points.iter().collect();
+        outcome(aggregate.point()?.fast_aggregate_verify(false, statement, SIGNATURE_DST, &points))
+    }
+
+    fn validated(&self) -> Result<blst::PublicKey, KeyError> {
+        let point = self.point()?;
+        point.validate().map_err(|_| KeyError::PublicKey)?;
+        Ok(point)
+    }
+
+    /// A point of the curve other than infinity, its subgroup unchecked.
+    fn point(&self) -> Result<blst::PublicKey, KeyError> {
+        if self.0[0] & INFINITY_BIT != 0 {
+            return Err(KeyError::PublicKey);
+        }
+        blst::PublicKey::uncompress(&self.0).map_err(|_| KeyError::PublicKey)
     }
 }
 
@@ -131,20 +183,46 @@ fn outcome(result: BLST_ERROR) -> Result<(), KeyError> {
 ///
 /// # Errors
 /// [`KeyError::Empty`] or [`KeyError::Signature`].
-pub fn aggregate(_signatures: &[Signature]) -> Result<Signature, KeyError> {
-    todo!()
+pub fn aggregate(signatures: &[Signature]) -> Result<Signature, KeyError> {
+    let points = signatures.iter().map(Signature::point).collect::<Result<Vec<_>, _>>()?;
+    let points: Vec<_> = points.iter().collect();
+    let sum = blst::AggregateSignature::aggregate(&points, false).map_err(|_| KeyError::Empty)?;
+    Ok(Signature(sum.to_signature().to_bytes()))
 }
+
+/// Bytes of a batch coefficient.
+const COEFFICIENT: usize = 16;
 
 /// Which of these shares on one statement verify, each judged as if alone. More than one are first tried together with
 /// random 128-bit non-zero coefficients drawn from `random` (never a plain sum, in which forged shares can cancel), and
 /// singly only if that fails.
 #[must_use]
 pub fn verify_shares(
-    _shares: &[(PublicKey, Signature)],
-    _statement: &[u8],
-    _random: &mut dyn FnMut(&mut [u8]),
+    shares: &[(PublicKey, Signature)],
+    statement: &[u8],
+    random: &mut dyn FnMut(&mut [u8]),
 ) -> Vec<bool> {
-    todo!()
+    if shares.len() > 1 && verify_together(shares, statement, random) {
+        return vec![true; shares.len()];
+    }
+    shares.iter().map(|(key, signature)| key.verify(statement, signature).is_ok()).collect()
+}
+
+/// Whether `e(Σ rᵢ·pkᵢ, H(m)) = e(g, Σ rᵢ·σᵢ)`: by Schwartz–Zippel, a wrong share passes with probability 2⁻¹²⁸.
+fn verify_together(shares: &[(PublicKey, Signature)], statement: &[u8], random: &mut dyn FnMut(&mut [u8])) -> bool {
+    let mut coefficients = vec![0; shares.len() * COEFFICIENT];
+    random(&mut coefficients);
+    let distinct: BTreeSet<&[u8]> = coefficients.chunks(COEFFICIENT).collect();
+    // A zero would leave its share unchecked, and a repetition can only come from a source that is not random.
+    if distinct.len() != shares.len() || distinct.contains([0; COEFFICIENT].as_slice()) {
+        return false;
+    }
+    let Ok(keys) = shares.iter().map(|(key, _)| key.validated()).collect::<Result<Vec<_>, _>>() else { return false };
+    let Ok(points) = shares.iter().map(|(_, s)| s.point()).collect::<Result<Vec<_>, _>>() else { return false };
+    let key = keys.mult(&coefficients, 8 * COEFFICIENT).to_public_key();
+    let sum = points.mult(&coefficients, 8 * COEFFICIENT).to_signature();
+    // The sum may be infinity although no share is, which the pairing refuses by itself.
+    sum.fast_aggregate_verify(false, statement, SIGNATURE_DST, &[&key]) == BLST_ERROR::BLST_SUCCESS
 }
 
 macro_rules! hex_text {
