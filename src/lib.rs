@@ -1,7 +1,9 @@
 //! Concordat.
 
 pub mod api;
+pub mod audit;
 pub mod certificate;
+pub mod config;
 pub mod core;
 pub mod docs;
 pub mod ids;
