@@ -13,8 +13,8 @@
 
 use crate::certificate::merkle::Frontier;
 use crate::certificate::{
-    AbortReason, Body, CertificateError, ElectionCertificate, Entry, EntryError, FormatError, Genesis, Head, Header,
-    HeadCertificate, KeyError, Kind, MemberTable, Policy, PublicKey, SignedFor, TableError, TableInForce, TallySide,
+    AbortReason, Body, CertificateError, ElectionCertificate, Entry, EntryError, FormatError, Genesis, Head,
+    HeadCertificate, Header, KeyError, Kind, MemberTable, Policy, PublicKey, TableError, TableInForce, TallySide,
     VoteStatement,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
@@ -68,7 +68,9 @@ pub enum EntryFlaw {
         before: Term,
     },
     /// A term begins with something else than a no-op, or a no-op stands inside a term.
-    #[error("a no-op with its election certificate begins each term, and nothing else: here stands {kind:?} in term {term}, after an entry of term {before}")]
+    #[error(
+        "a no-op with its election certificate begins each term, and nothing else: here stands {kind:?} in term {term}, after an entry of term {before}"
+    )]
     TermStart {
         /// What stands here.
         kind: Kind,
@@ -136,7 +138,9 @@ pub enum EntryFlaw {
     #[error("it has no tally, but under its member table and quorum a ballot was needed")]
     NoBallot,
     /// A tally that does not support what the header says.
-    #[error("its tally has {grants} grants and {denials} denials of {voters} voters, which does not make it {outcome} at a required quorum of {required}")]
+    #[error(
+        "its tally has {grants} grants and {denials} denials of {voters} voters, which does not make it {outcome} at a required quorum of {required}"
+    )]
     Outcome {
         /// Members that granted.
         grants: usize,
@@ -309,7 +313,8 @@ impl Auditor {
             Some(body) => Some(Entry::new(header.clone(), body.clone())?.body.payload),
             None => None,
         };
-        if header.tally.is_some() && !matches!(header.kind, Kind::Proposal | Kind::Aborted | Kind::Epoch | Kind::SnapshotManifest)
+        if header.tally.is_some()
+            && !matches!(header.kind, Kind::Proposal | Kind::Aborted | Kind::Epoch | Kind::SnapshotManifest)
         {
             return Err(EntryFlaw::StrayTally { kind: header.kind });
         }
@@ -401,8 +406,8 @@ impl Auditor {
         let Some(tally) = &header.tally else {
             // Signing the head is granting, but only where every voter grants by signing and no more than the quorum
             // rule is asked for. Nobody has denied a proposal that expired before anybody answered.
-            let by_signing = required == self.current.quorum()
-                && self.current.table.voters().all(|m| m.policy == Policy::Auto);
+            let by_signing =
+                required == self.current.quorum() && self.current.table.voters().all(|m| m.policy == Policy::Auto);
             return match header.abort_reason {
                 None if by_signing => Ok(()),
                 Some(AbortReason::Expired) => Ok(()),
@@ -431,19 +436,21 @@ impl Auditor {
         let Some(aggregate) = &side.aggregate else {
             return if side.members.count() == 0 { Ok(()) } else { Err(EntryFlaw::TallyMembers) };
         };
-        let keys: Vec<PublicKey> =
-            self.current.table.voters().enumerate().filter(|(p, _)| side.members.contains(*p)).map(|(_, m)| m.bls_key).collect();
+        let keys: Vec<PublicKey> = self
+            .current
+            .table
+            .voters()
+            .enumerate()
+            .filter(|(p, _)| side.members.contains(*p))
+            .map(|(_, m)| m.bls_key)
+            .collect();
         let statement = VoteStatement {
             request_digest: header.request_digest,
             payload_hash: header.payload_hash,
             required_quorum: header.required_quorum,
             granted,
         };
-        let under = SignedFor {
-            genesis_id: self.genesis_id,
-            epoch: self.current.epoch,
-            epoch_hash: self.current.epoch_hash,
-        };
+        let under = self.current.signed_for(&self.genesis_id);
         PublicKey::verify_aggregate(&keys, &statement.signed_bytes(&under), aggregate)
             .map_err(|source| EntryFlaw::TallySignature { side: if granted { "grants" } else { "denials" }, source })
     }
@@ -466,7 +473,8 @@ impl Auditor {
     fn close_change(&mut self, payload: &[u8]) -> Result<(), EntryFlaw> {
         let Some(change) = self.change.take() else { return Err(EntryFlaw::Change("not under way")) };
         let joint = HeadCertificate::decode(payload).map_err(EntryFlaw::Payload)?;
-        let seen = joint.head.size.checked_sub(change.opened.0).and_then(|at| change.heads.get(usize::try_from(at).ok()?));
+        let seen =
+            joint.head.size.checked_sub(change.opened.0).and_then(|at| change.heads.get(usize::try_from(at).ok()?));
         let Some(&(term, root)) = seen else {
             return Err(EntryFlaw::Joint(CertificateFlaw::Size { reached: self.size() }));
         };
