@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod certificate;
+pub mod client;
 pub mod core;
 pub mod docs;
+pub mod http;
 pub mod ids;
 pub mod limits;
 pub mod node;
