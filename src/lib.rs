@@ -3,9 +3,11 @@
 pub mod api;
 pub mod audit;
 pub mod certificate;
+pub mod client;
 pub mod config;
 pub mod core;
 pub mod docs;
+pub mod http;
 pub mod ids;
 pub mod limits;
 pub mod node;
