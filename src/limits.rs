@@ -50,6 +50,15 @@ pub const LOG_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 pub const MAX_PAGE: usize = 1000;
 /// Largest HTTP request body, in bytes.
 pub const MAX_HTTP_BODY: usize = 2 * MAX_PAYLOAD;
+/// Longest agent id or config key, in bytes. This bound and the next three decide what a registry operation is when an
+/// entry is applied: changing one changes the replicated state, so it needs a new state version.
+pub const MAX_REGISTRY_KEY: usize = 256;
+/// Longest display name, endpoint, DID or version of an agent, in bytes.
+pub const MAX_AGENT_TEXT: usize = 2048;
+/// Most capabilities of one agent.
+pub const MAX_CAPABILITIES: usize = 256;
+/// Longest capability tag, in bytes.
+pub const MAX_CAPABILITY_TAG: usize = 128;
 /// Hashes in a tile, as in C2SP `tlog-tiles`.
 pub const TILE: u64 = 256;
 
