@@ -6,6 +6,7 @@
 use crate::core::Ballot;
 use crate::ids::NodeId;
 use crate::limits::{MAX_PAYLOAD, MAX_PENDING, MAX_UNCOMMITTED_BYTES};
+use crate::registry::{Action, Key, Operation};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -145,7 +146,7 @@ pub struct Rules {
     /// Nodes whose clients may propose.
     pub allow_origins: Option<Vec<NodeId>>,
     /// Operations: `register`, `deregister`, `set_status`, `set_config`, and `opaque` for every other payload.
-    pub allow_operations: Option<Vec<Operation>>,
+    pub allow_operations: Option<Vec<OperationKind>>,
     /// Prefixes of the agent id or configuration key that an operation changes. Where this is set, a payload that
     /// changes neither (an opaque one) is denied.
     pub allow_key_prefixes: Option<Vec<String>>,
@@ -196,9 +197,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// What a payload does, as rules see it.
+/// What a payload does, as rules name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub enum OperationKind {
     /// Registers or replaces an agent.
     Register,
     /// Removes an agent.
@@ -211,7 +212,7 @@ pub enum Operation {
     Opaque,
 }
 
-impl Operation {
+impl OperationKind {
     const NAMES: [(&'static str, Self); 5] = [
         ("register", Self::Register),
         ("deregister", Self::Deregister),
@@ -221,42 +222,18 @@ impl Operation {
     ];
 
     fn named(name: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, operation)| operation)
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, kind)| kind)
     }
-}
 
-/// The record that a payload changes: payloads with equal subjects must keep their order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Subject {
-    /// An agent, by id.
-    Agent(String),
-    /// A configuration key.
-    Config(String),
-}
-
-impl Subject {
-    /// The agent id or configuration key.
-    #[must_use]
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Agent(key) | Self::Config(key) => key,
+    fn of(operation: Option<&Operation>) -> Self {
+        match operation.map(|o| &o.action) {
+            Some(Action::Register { .. }) => Self::Register,
+            Some(Action::Deregister { .. }) => Self::Deregister,
+            Some(Action::SetStatus { .. }) => Self::SetStatus,
+            Some(Action::SetConfig { .. }) => Self::SetConfig,
+            None => Self::Opaque,
         }
     }
-}
-
-/// What a payload does and to which record. A payload that names a known operation but not its record counts as that
-/// operation without a subject: admission refuses it, and no rule about keys can allow it.
-#[must_use]
-pub fn classify(payload: &Value) -> (Operation, Option<Subject>) {
-    let operation = payload.get("op").and_then(Value::as_str).and_then(Operation::named).unwrap_or(Operation::Opaque);
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
-    let subject = match operation {
-        Operation::Register => text(payload.pointer("/agent/agent_id")).map(Subject::Agent),
-        Operation::Deregister | Operation::SetStatus => text(payload.get("agent_id")).map(Subject::Agent),
-        Operation::SetConfig => text(payload.get("key")).map(Subject::Config),
-        Operation::Opaque => None,
-    };
-    (operation, subject)
 }
 
 impl Rules {
@@ -271,12 +248,16 @@ impl Rules {
             return false;
         }
         let Ok(payload) = serde_json::from_slice::<Value>(&ballot.payload) else { return false };
-        let (operation, subject) = classify(&payload);
-        if self.allow_operations.as_ref().is_some_and(|allowed| !allowed.contains(&operation)) {
+        // Admission refuses malformed operations, so one that is asked about comes from a faulty leader.
+        let Ok(operation) = Operation::parse(&payload) else { return false };
+        let kind = OperationKind::of(operation.as_ref());
+        if self.allow_operations.as_ref().is_some_and(|allowed| !allowed.contains(&kind)) {
             return false;
         }
         self.allow_key_prefixes.as_ref().is_none_or(|prefixes| {
-            subject.is_some_and(|subject| prefixes.iter().any(|prefix| subject.key().starts_with(prefix.as_str())))
+            let key = operation.map(|o| o.action.key());
+            let text = key.as_ref().map(|Key::Agent(text) | Key::Config(text)| text.as_str());
+            text.is_some_and(|text| prefixes.iter().any(|prefix| text.starts_with(prefix.as_str())))
         })
     }
 }
@@ -417,7 +398,7 @@ fn check_rules(raw: &RawRules) -> Result<Rules, ConfigError> {
         text.parse::<NodeId>().map_err(|source| ConfigError::Did { key: "rules.allow_origins", source })
     };
     let operation = |name: &String| {
-        Operation::named(name).ok_or_else(|| ConfigError::Word {
+        OperationKind::named(name).ok_or_else(|| ConfigError::Word {
             key: "rules.allow_operations",
             value: name.clone(),
             allowed: "register, deregister, set_status, set_config, opaque",
@@ -520,7 +501,7 @@ mod tests {
         assert_eq!(config.consensus.heartbeat, Duration::from_millis(150));
         assert_eq!(config.consensus.max_clock_difference, Duration::from_secs(1));
         assert_eq!(config.rules.allow_origins, Some(vec![did]));
-        assert_eq!(config.rules.allow_operations, Some(vec![Operation::Register, Operation::Opaque]));
+        assert_eq!(config.rules.allow_operations, Some(vec![OperationKind::Register, OperationKind::Opaque]));
         assert_eq!(config.rules.allow_key_prefixes, Some(vec!["routing/".to_owned()]));
         assert_eq!(config.rules.max_payload_bytes, 100);
         assert!(!config.http.forward);
@@ -578,10 +559,10 @@ mod tests {
         let origins = Rules { allow_origins: Some(vec![NodeId([1; 32])]), ..Rules::default() };
         assert!(origins.grants(&ballot(1, SET)) && !origins.grants(&ballot(2, SET)));
 
-        let operations = Rules { allow_operations: Some(vec![Operation::SetConfig]), ..Rules::default() };
+        let operations = Rules { allow_operations: Some(vec![OperationKind::SetConfig]), ..Rules::default() };
         assert!(operations.grants(&ballot(1, SET)) && !operations.grants(&ballot(1, REGISTER)));
         assert!(!operations.grants(&ballot(1, r#"{"op":"unknown"}"#)));
-        let opaque = Rules { allow_operations: Some(vec![Operation::Opaque]), ..Rules::default() };
+        let opaque = Rules { allow_operations: Some(vec![OperationKind::Opaque]), ..Rules::default() };
         assert!(opaque.grants(&ballot(1, r#"{"op":"unknown"}"#)) && !opaque.grants(&ballot(1, SET)));
 
         let prefixes = Rules { allow_key_prefixes: Some(vec!["routing/".into(), "a-".into()]), ..Rules::default() };

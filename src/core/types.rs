@@ -637,9 +637,7 @@ pub enum Alarm {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Halt {
     /// Same (index, term), another root.
-    #[error(
-        "the leader {leader} has another history at index {index}: its tree root differs from ours for the same term; one of the two logs is corrupt or the leader misbehaves; do not restart this node before comparing both with `concordat audit`"
-    )]
+    #[error("the leader {leader} has another history at index {index}: its tree root differs from ours for the same term; one of the two logs is corrupt or the leader misbehaves; do not restart this node before comparing both with `concordat audit`")]
     RootMismatch {
         /// Who.
         leader: NodeId,
@@ -690,4 +688,5 @@ mod wire_entries {
         let raw: Vec<serde_bytes::ByteBuf> = Vec::deserialize(d)?;
         raw.iter().map(|b| Entry::decode(b).map(Arc::new).map_err(serde::de::Error::custom)).collect()
     }
+
 }
