@@ -471,6 +471,34 @@ pub enum StreamError {
     },
 }
 
+/// A vote, as `POST /v1/proposals/{id}/votes` takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoteRequest {
+    /// Granted or denied.
+    pub granted: bool,
+}
+
+/// The ballots that wait for the member whose node was asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenBallots {
+    /// The ballots.
+    pub ballots: Vec<OpenBallot>,
+}
+
+/// An answer from the replicated state of one node, with how far that state had come. It may be behind other nodes'.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AsOf<T> {
+    /// The answer; its fields stand beside the two indexes.
+    #[serde(flatten)]
+    pub answer: T,
+    /// The last entry applied to the state that answered.
+    pub applied_index: LogIndex,
+    /// The last entry that a head certificate held by this node covers; what was written by later entries is committed,
+    /// but not proved yet.
+    pub certified_index: LogIndex,
+}
+
 /// The body of every HTTP error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
