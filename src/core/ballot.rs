@@ -58,7 +58,9 @@ fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
     }
 }
 
-pub(super) fn content(payload: &[u8]) -> Digest {
+/// SHA-256 of a payload alone: what tells whether two submissions under one request key ask for the same.
+#[must_use]
+pub fn content(payload: &[u8]) -> Digest {
     Digest(Sha256::digest(payload).into())
 }
 

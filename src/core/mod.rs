@@ -26,6 +26,7 @@ mod replication;
 mod tests;
 mod types;
 
+pub use ballot::content;
 pub use types::*;
 
 use crate::certificate::{ElectionCertificate, Genesis, HeadCertificate, Policy, SignedFor, TableInForce};

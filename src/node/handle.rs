@@ -8,14 +8,14 @@ use crate::api::{
     OpenBallot, ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait,
 };
 use crate::certificate::{Genesis, Request};
-use crate::core::Submission;
+use crate::core::{Submission, content};
 use crate::ids::{Digest, NodeId, ProposalId};
 use crate::limits::{
     DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, MAX_PAYLOAD, MAX_REQUEST_HORIZON_MS, MAX_REQUESTS, MAX_TTL_MS,
     MIN_TTL_MS,
 };
 use crate::registry;
-use rand::RngCore;
+use rand::TryRngCore;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -133,7 +133,7 @@ impl Handle {
         status.id = Some(first.id);
         status.index = Some(first.index);
         status.outcome = Some(first.outcome.clone());
-        status.abort_reason = first.abort_reason();
+        status.abort_reason = first.outcome.abort_reason();
         status.state = match status.abort_reason {
             Some(_) => ProposalState::Aborted,
             None if self.shared.certified_size() >= first.index.0 => ProposalState::Certified,
@@ -148,7 +148,7 @@ impl Handle {
         match replica.state.answered(key) {
             None if replica.state.requests_len() >= MAX_REQUESTS => Err(ProposeError::Backpressure),
             None => Ok(false),
-            Some(first) if first.is_same(payload) => Ok(true),
+            Some(first) if first.may_be(&content(payload)) => Ok(true),
             Some(_) => Err(ProposeError::RequestIdReused),
         }
     }
@@ -185,6 +185,10 @@ impl Handle {
                 return Err(ProposeError::InvalidQuorum { least, most });
             }
         }
+        registry::check_payload(&payload).map_err(|why| ProposeError::MalformedOperation {
+            operation: why.operation,
+            detail: why.detail,
+        })?;
         let payload = serde_json::to_vec(&payload).map_err(|why| ProposeError::MalformedOperation {
             operation: "payload".into(),
             detail: why.to_string(),
@@ -192,10 +196,6 @@ impl Handle {
         if payload.len() > MAX_PAYLOAD {
             return Err(ProposeError::PayloadTooLarge { size: payload.len(), limit: MAX_PAYLOAD });
         }
-        registry::check_payload(&payload).map_err(|why| ProposeError::MalformedOperation {
-            operation: why.operation,
-            detail: why.detail,
-        })?;
         Ok(Submission { origin: self.shared.id, request, salt: random(), payload, required_quorum, ttl_ms })
     }
 
@@ -263,6 +263,6 @@ impl Handle {
 
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    rand::rng().fill_bytes(&mut bytes);
+    rand::rngs::OsRng.try_fill_bytes(&mut bytes).expect("the operating system has randomness");
     bytes
 }

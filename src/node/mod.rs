@@ -31,7 +31,7 @@ use clock::Clock;
 use crypto::Pool;
 use mailbox::Mailbox;
 use owner::Owner;
-use rand::RngCore;
+use rand::TryRngCore;
 use shared::{Parts, Shared};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -98,7 +98,7 @@ pub enum StartError {
         cluster: String,
     },
     /// In the genesis with another key.
-    #[error("the genesis names BLS key {genesis} for {id}, this store holds {store}: the store was made anew since; a member that lost its store comes back by a membership change with its new key")]
+    #[error("the genesis names BLS key {genesis:?} for {id}, this store holds {store:?}: the store was made anew since; a member that lost its store comes back by a membership change with its new key")]
     ForeignKey {
         /// This node.
         id: NodeId,
@@ -231,7 +231,7 @@ async fn open(
 fn core_options(config: &Config) -> core::Options {
     let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let mut seed = [0; 8];
-    rand::rng().fill_bytes(&mut seed);
+    rand::rngs::OsRng.try_fill_bytes(&mut seed).expect("the operating system has randomness");
     core::Options {
         election_timeout_ms: (ms(config.consensus.election_timeout_min), ms(config.consensus.election_timeout_max)),
         heartbeat_ms: ms(config.consensus.heartbeat),

@@ -13,7 +13,7 @@ use crate::config::Rules;
 use crate::core::{Admission, Alarm, Ballot, Core, Effect, Input, Submission, Write};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
 use crate::storage::Committer;
-use crate::transport::Incoming;
+use crate::transport::{Inbox, Incoming};
 use crate::wire::Frame;
 use crate::{limits, registry};
 use std::collections::{BTreeMap, HashMap};
@@ -50,7 +50,7 @@ pub(super) struct Owner {
     pub(super) rules: Rules,
     pub(super) max_pending: usize,
     pub(super) events: mpsc::Receiver<Event>,
-    pub(super) incoming: mpsc::Receiver<Incoming>,
+    pub(super) incoming: Inbox,
     pub(super) pending: BTreeMap<Digest, Pending>,
     pub(super) origins: BTreeMap<u64, Origin>,
     pub(super) next_handle: u64,
@@ -70,10 +70,14 @@ impl Owner {
         self.turn();
         while self.stop.is_none() {
             let wake = self.shared.clock.instant(self.core.deadline().min(self.retry_at));
-            // Every branch is cancel-safe: `recv_many` takes nothing unless it completes, the mailbox keeps its wake-up.
+            // Every branch is cancel-safe: `recv_many` and the inbox take nothing unless they complete, and the mailbox
+            // keeps its wake-up.
             tokio::select! {
                 n = self.events.recv_many(&mut events, BATCH) => if n == 0 { events.push(Event::Close) },
-                n = self.incoming.recv_many(&mut frames, BATCH) => if n == 0 { events.push(Event::Close) },
+                frame = self.incoming.recv() => match frame {
+                    Some(frame) => frames.push(frame),
+                    None => events.push(Event::Close),
+                },
                 () = self.mailbox.ready() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -81,7 +85,7 @@ impl Owner {
             while events.len() < BATCH && let Ok(event) = self.events.try_recv() {
                 events.push(event);
             }
-            while frames.len() < BATCH && let Ok(frame) = self.incoming.try_recv() {
+            while frames.len() < BATCH && let Some(frame) = self.incoming.try_recv() {
                 frames.push(frame);
             }
             for frame in frames.drain(..) {
@@ -230,7 +234,7 @@ impl Owner {
     // ---- ballots ----
 
     fn on_asked(&mut self, ballot: Arc<Ballot>) {
-        let key = (ballot.request.key(), registry::content(&ballot.payload));
+        let key = (ballot.request.key(), crate::core::content(&ballot.payload));
         let recorded = match self.recent_casts.get(&key) {
             Some(granted) => Some(*granted),
             None => match self.shared.store.cast_vote(&key.0, &key.1) {
@@ -247,9 +251,9 @@ impl Owner {
             return self.feed(Input::Decide { id, granted, on_record: true });
         }
         let granted = match self.shared.policy {
-            Policy::Auto => registry::check_payload(&ballot.payload).is_ok(),
+            Policy::Auto => is_valid(&ballot.payload),
             Policy::Rules => {
-                registry::check_payload(&ballot.payload).is_ok() && self.rules.grants(&ballot)
+                is_valid(&ballot.payload) && self.rules.grants(&ballot)
             }
             Policy::Manual => {
                 let until = self.shared.clock.now().mono + ballot.ttl_ms;
@@ -279,7 +283,7 @@ impl Owner {
         match ballot {
             Ok(ballot) => {
                 self.shared.withdraw(&id);
-                self.cast_waiters.insert((ballot.request.key(), registry::content(&ballot.payload)), done);
+                self.cast_waiters.insert((ballot.request.key(), crate::core::content(&ballot.payload)), done);
                 self.feed(Input::Decide { id, granted, on_record: false });
             }
             Err(refusal) => {
@@ -387,6 +391,11 @@ impl Owner {
         }
         shared.ended.send_replace(Some(stop.unwrap_or(Ended::Closed)));
     }
+}
+
+/// What every member refuses to grant: bytes that are no JSON, or a malformed operation.
+pub(super) fn is_valid(payload: &[u8]) -> bool {
+    serde_json::from_slice(payload).is_ok_and(|value| registry::check_payload(&value).is_ok())
 }
 
 /// How often a submission that no leader has taken is sent again.

@@ -1,12 +1,11 @@
 //! Proposals that came in here and are not decided: routed to the leader, again when it changes, until their time to
 //! live is over.
 
-use super::owner::{Owner, RETRY, refusal};
+use super::owner::{Owner, RETRY, is_valid, refusal};
 use crate::api::ProposeError;
-use crate::core::{Admission, Input, Submission};
+use crate::core::{content, Admission, Input, Submission};
 use crate::ids::{Digest, NodeId, ProposalId};
 use crate::limits::{MAX_PAYLOAD, MAX_REQUESTS, MAX_TTL_MS};
-use crate::registry;
 use crate::wire::Frame;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -158,7 +157,7 @@ impl Owner {
             && submission.request.is_within_bounds()
             && submission.payload.len() <= MAX_PAYLOAD
             && submission.ttl_ms <= MAX_TTL_MS
-            && registry::check_payload(&submission.payload).is_ok();
+            && is_valid(&submission.payload);
         if !fine {
             tracing::warn!(%from, "a member forwards a proposal that it should have refused; it is ignored");
             return;
@@ -167,7 +166,7 @@ impl Owner {
             let replica = self.shared.replica();
             let key = submission.request.key();
             match replica.state.answered(&key) {
-                Some(first) if first.is_same(&submission.payload) => Some(Admission::Duplicate { id: first.id }),
+                Some(first) if first.may_be(&content(&submission.payload)) => Some(Admission::Duplicate { id: first.id }),
                 Some(_) => Some(Admission::RequestIdReused),
                 None if replica.state.requests_len() >= MAX_REQUESTS => Some(Admission::Backpressure),
                 None => None,
