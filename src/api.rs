@@ -163,7 +163,9 @@ pub enum ProposeError {
     #[error("this request's deadline has passed; look for it in the log before sending it under a new id")]
     RequestExpired,
     /// No leader took it within its time to live.
-    #[error("no leader took the proposal within its time to live; it may still be in a leader's log: ask again with the same request id")]
+    #[error(
+        "no leader took the proposal within its time to live; it may still be in a leader's log: ask again with the same request id"
+    )]
     Unavailable,
     /// The node is closing.
     #[error("the node is shutting down")]
@@ -375,6 +377,9 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Peer address.
     pub address: String,
+    /// HTTP address, when it announced one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
     /// Voter or learner.
     pub role: crate::certificate::Role,
     /// How it decides on ballots.
@@ -402,11 +407,7 @@ pub trait FederatedConsensus: Send + Sync {
     ///
     /// # Errors
     /// [`VoteError`].
-    fn vote(
-        &self,
-        id: ProposalId,
-        granted: bool,
-    ) -> impl Future<Output = Result<(), CallError<VoteError>>> + Send;
+    fn vote(&self, id: ProposalId, granted: bool) -> impl Future<Output = Result<(), CallError<VoteError>>> + Send;
 
     /// Certified proposals from an index on: in order, each once, without end.
     fn commit_stream(&self, from: LogIndex) -> BoxStream<'static, Result<CommitEvent, StreamError>>;

@@ -1,8 +1,11 @@
 //! Concordat.
 
 pub mod api;
+pub mod audit;
 pub mod certificate;
+
 pub mod client;
+pub mod config;
 pub mod core;
 pub mod docs;
 pub mod http;

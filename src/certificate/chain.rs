@@ -4,7 +4,6 @@ use super::head::{CertificateError, HeadCertificate};
 use super::header::Entry;
 use super::table::{Genesis, TableInForce};
 use crate::ids::Digest;
-use serde::{Deserialize, Serialize};
 
 /// One membership change, proved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,5 +27,7 @@ impl EpochChain {
     /// Walks the chain from the genesis and returns every table it proves, epoch 0 first.
     /// # Errors
     /// [`CertificateError`] at the first step that does not follow.
-    pub fn verify(&self, _genesis: &Genesis) -> Result<Vec<TableInForce>, CertificateError> { todo!() }
+    pub fn verify(&self, _genesis: &Genesis) -> Result<Vec<TableInForce>, CertificateError> {
+        todo!()
+    }
 }

@@ -10,20 +10,32 @@ use crate::ids::NodeId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// Two roots signed at one (term, size).
-    TwoRoots { /// Who.
-        member: NodeId, /// First.
-        a: (SignedFor, Head, Signature), /// Second.
-        b: (SignedFor, Head, Signature) },
+    TwoRoots {
+        /// Who.
+        member: NodeId,
+        /// First.
+        a: (SignedFor, Head, Signature),
+        /// Second.
+        b: (SignedFor, Head, Signature),
+    },
     /// Votes for two different candidates in one term.
-    TwoCandidates { /// Who.
-        member: NodeId, /// First.
-        a: (SignedFor, ElectionClaim, Signature), /// Second.
-        b: (SignedFor, ElectionClaim, Signature) },
+    TwoCandidates {
+        /// Who.
+        member: NodeId,
+        /// First.
+        a: (SignedFor, ElectionClaim, Signature),
+        /// Second.
+        b: (SignedFor, ElectionClaim, Signature),
+    },
     /// A grant and a denial of one request and payload.
-    TwoVotes { /// Who.
-        member: NodeId, /// First.
-        a: (SignedFor, VoteStatement, Signature), /// Second.
-        b: (SignedFor, VoteStatement, Signature) },
+    TwoVotes {
+        /// Who.
+        member: NodeId,
+        /// First.
+        a: (SignedFor, VoteStatement, Signature),
+        /// Second.
+        b: (SignedFor, VoteStatement, Signature),
+    },
 }
 
 /// Why evidence shows nothing.
@@ -44,5 +56,7 @@ impl Evidence {
     /// Whether the member is proved to have misbehaved.
     /// # Errors
     /// [`EvidenceError`].
-    pub fn verify(&self, _genesis: &Genesis, _chain: &EpochChain) -> Result<(), EvidenceError> { todo!() }
+    pub fn verify(&self, _genesis: &Genesis, _chain: &EpochChain) -> Result<(), EvidenceError> {
+        todo!()
+    }
 }

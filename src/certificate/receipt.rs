@@ -1,11 +1,11 @@
 //! Receipts: self-contained files that prove one entry to whoever holds the genesis.
 
+use super::bytes::FormatError;
 use super::chain::EpochChain;
 use super::head::{CertificateError, HeadCertificate};
 use super::header::{Body, EntryError, Header};
 use super::keys::Signature;
 use super::table::Genesis;
-use super::bytes::FormatError;
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
 
 /// What proves one entry (the specification's type, for streams and answers).
@@ -105,21 +105,31 @@ pub enum ReceiptError {
 impl Receipt {
     /// Canonical bytes, beginning with a 16-byte tag that holds the format version.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        todo!()
+    }
     /// Reads canonical bytes.
     /// # Errors
     /// [`ReceiptError::Format`], [`ReceiptError::Entry`].
-    pub fn decode(_bytes: &[u8]) -> Result<Self, ReceiptError> { todo!() }
+    pub fn decode(_bytes: &[u8]) -> Result<Self, ReceiptError> {
+        todo!()
+    }
     /// A JSON file of version, `receipt` (base64 of the canonical bytes) and, for people, the decoded fields, which a
     /// verifier checks against the bytes (any difference is an error).
     #[must_use]
-    pub fn to_json(&self) -> String { todo!() }
+    pub fn to_json(&self) -> String {
+        todo!()
+    }
     /// Reads the JSON file.
     /// # Errors
     /// [`ReceiptError`].
-    pub fn from_json(_text: &str) -> Result<Self, ReceiptError> { todo!() }
+    pub fn from_json(_text: &str) -> Result<Self, ReceiptError> {
+        todo!()
+    }
     /// Proves the entry from the genesis alone.
     /// # Errors
     /// [`ReceiptError`] naming the first flaw.
-    pub fn verify(&self, _genesis: &Genesis) -> Result<VerifiedReceipt, ReceiptError> { todo!() }
+    pub fn verify(&self, _genesis: &Genesis) -> Result<VerifiedReceipt, ReceiptError> {
+        todo!()
+    }
 }
