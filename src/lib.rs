@@ -3,7 +3,6 @@
 pub mod api;
 pub mod audit;
 pub mod certificate;
-
 pub mod client;
 pub mod config;
 pub mod core;
@@ -13,5 +12,7 @@ pub mod ids;
 pub mod limits;
 pub mod node;
 pub mod registry;
+pub mod storage;
+pub mod telemetry;
 pub mod transport;
 pub mod wire;
