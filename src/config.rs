@@ -256,7 +256,7 @@ impl Rules {
         }
         self.allow_key_prefixes.as_ref().is_none_or(|prefixes| {
             let key = operation.map(|o| o.action.key());
-            let text = key.as_ref().map(|Key::Agent(text) | Key::Config(text)| text.as_str());
+            let text = key.as_ref().map(|Key::Agent(text)| Key::Config(text) | text.as_str());
             text.is_some_and(|text| prefixes.iter().any(|prefix| text.starts_with(prefix.as_str())))
         })
     }
