@@ -4,13 +4,22 @@ use crate::limits::MAX_MEMBERS;
 
 /// A set of voters by their position in an epoch's voters sorted by DID: bit `i` is bit `i % 8` (least significant
 /// first) of byte `i / 8`. Exactly `⌈n/8⌉` bytes for `n` voters, padding zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-pub struct Bitmap(#[serde(with = "serde_bytes")] Vec<u8>);
+///
+/// Hexadecimal in JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bitmap(Vec<u8>);
+
+impl serde::Serialize for Bitmap {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() { s.serialize_str(&hex::encode(&self.0)) } else { s.serialize_bytes(&self.0) }
+    }
+}
 
 impl<'de> serde::Deserialize<'de> for Bitmap {
     /// Refuses sets over more voters than a table can have.
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let bytes: Vec<u8> = serde_bytes::deserialize(d)?;
+        let bytes: Vec<u8> =
+            if d.is_human_readable() { hex::serde::deserialize(d)? } else { serde_bytes::deserialize(d)? };
         if bytes.len() > MAX_MEMBERS.div_ceil(8) {
             return Err(serde::de::Error::invalid_length(bytes.len(), &"a set over at most 100 voters"));
         }

@@ -2,6 +2,7 @@
 
 use super::bitmap::Bitmap;
 use super::bytes::{FormatError, Reader, Writer};
+use super::chain::StepError;
 use super::keys::{KeyError, PublicKey, Signature};
 use super::statement::{ElectionClaim, Head, SignedFor};
 use super::table::{Member, TableInForce};
@@ -80,6 +81,15 @@ pub enum CertificateError {
         signers: usize,
         /// Needed.
         quorum: usize,
+    },
+    /// A membership change that does not follow from the one before.
+    #[error("the change to epoch {epoch}: {flaw}")]
+    Step {
+        /// The epoch that it would set.
+        epoch: Epoch,
+        /// Why.
+        #[source]
+        flaw: Box<StepError>,
     },
     /// The aggregate does not verify.
     #[error("aggregate signature: {0}")]

@@ -202,7 +202,7 @@ impl Header {
     }
 
     /// The fields that a kind must and must not have.
-    fn check_shape(&self) -> Result<(), FormatError> {
+    pub(super) fn check_shape(&self) -> Result<(), FormatError> {
         let wrong = |field| Err(FormatError::Value { field });
         let proposed = matches!(self.kind, Kind::Proposal | Kind::Aborted);
         if self.index == LogIndex::ZERO {
@@ -298,6 +298,27 @@ pub struct Body {
 }
 
 impl Body {
+    /// Whether `header` names exactly this body.
+    pub(super) fn check(&self, header: &Header) -> Result<(), EntryError> {
+        let mismatch = |what| Err(EntryError::Mismatch { index: header.index, what });
+        let digest = self.request.as_ref().map_or(Digest::ZERO, Request::digest);
+        if digest != header.request_digest || self.request.is_some() != header.proposal_id.is_some() {
+            return mismatch("request");
+        }
+        if self.request.as_ref().is_some_and(|r| !r.is_within_bounds()) {
+            return mismatch("request");
+        }
+        let matches = if header.kind == Kind::Aborted {
+            // The payload hash does not bind the salt of a payload that is not there, and the salt would let anyone try
+            // guesses at a payload that was refused and never published.
+            self.payload.is_empty() && self.salt == [0; 16]
+        } else {
+            self.payload.len() == header.payload_len as usize
+                && payload_hash(&self.salt, &self.payload) == header.payload_hash
+        };
+        if matches { Ok(()) } else { mismatch("payload") }
+    }
+
     /// Salt, request if any, payload (32-bit length).
     pub(super) fn write(&self, w: &mut Writer) {
         w.fixed(&self.salt);
@@ -362,26 +383,7 @@ impl Entry {
     /// # Errors
     /// [`EntryError::Mismatch`] unless the header names exactly this body.
     pub fn new(header: Header, body: Body) -> Result<Self, EntryError> {
-        let index = header.index;
-        let mismatch = |what| Err(EntryError::Mismatch { index, what });
-        let digest = body.request.as_ref().map_or(Digest::ZERO, Request::digest);
-        if digest != header.request_digest || body.request.is_some() != header.proposal_id.is_some() {
-            return mismatch("request");
-        }
-        if body.request.as_ref().is_some_and(|r| !r.is_within_bounds()) {
-            return mismatch("request");
-        }
-        if header.kind == Kind::Aborted {
-            // The payload hash does not bind the salt of a payload that is not there, and the salt would let anyone try
-            // guesses at a payload that was refused and never published.
-            if !body.payload.is_empty() || body.salt != [0; 16] {
-                return mismatch("payload");
-            }
-        } else if body.payload.len() != header.payload_len as usize
-            || payload_hash(&body.salt, &body.payload) != header.payload_hash
-        {
-            return mismatch("payload");
-        }
+        body.check(&header)?;
         Ok(Self { header, body })
     }
 
