@@ -13,3 +13,5 @@ pub mod ids;
 pub mod limits;
 pub mod node;
 pub mod registry;
+pub mod transport;
+pub mod wire;
