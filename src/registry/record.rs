@@ -69,7 +69,7 @@ pub struct Agent {
     /// Where it answers, 1–2,048 bytes.
     pub endpoint: String,
     /// Its own DID, when it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub did: Option<String>,
     /// What it can do, at most 256.
     #[serde(default)]
