@@ -83,6 +83,15 @@ pub const MAX_SSE_EVENT: usize = 1024 * 1024;
 pub const MAX_WAIT_MS: u64 = MAX_TTL_MS + 60_000;
 /// How much longer than its time to live a proposal is waited for when the caller does not say, in milliseconds.
 pub const DEFAULT_WAIT_EXTRA_MS: u64 = 5_000;
+/// Longest agent id or config key, in bytes. This bound and the next three decide what a registry operation is when an
+/// entry is applied: changing one changes the replicated state, so it needs a new state version.
+pub const MAX_REGISTRY_KEY: usize = 256;
+/// Longest display name, endpoint, DID or version of an agent, in bytes.
+pub const MAX_AGENT_TEXT: usize = 2048;
+/// Most capabilities of one agent.
+pub const MAX_CAPABILITIES: usize = 256;
+/// Longest capability tag, in bytes.
+pub const MAX_CAPABILITY_TAG: usize = 128;
 /// Hashes in a tile, as in C2SP `tlog-tiles`.
 pub const TILE: u64 = 256;
 
