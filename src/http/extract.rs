@@ -4,7 +4,7 @@ use super::error::{ApiError, RequestError};
 use crate::ids::{LogIndex, ProposalId};
 use crate::limits::{HTTP_BODY_MS, MAX_HTTP_BODY, MAX_HTTP_DISCARD};
 use axum::Json;
-use axum::body::Bytes;
+use bytes::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use futures::StreamExt;
