@@ -293,6 +293,12 @@ impl Auditor {
         self.frontier.size()
     }
 
+    /// The root over the entries read so far.
+    #[must_use]
+    pub fn root(&self) -> Digest {
+        self.frontier.root()
+    }
+
     /// The next entry; `body` is `None` when it was pruned.
     ///
     /// # Errors

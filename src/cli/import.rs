@@ -72,8 +72,9 @@ pub(super) struct Lines {
 impl Lines {
     /// Reads a file.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
-        let bytes = output::read(path, MAX_FILE)
-            .map_err(|failure| failure.hint("a file that is too large can be split; keep lines of one key in one part"))?;
+        let bytes = output::read(path, MAX_FILE).map_err(|failure| {
+            failure.hint("a file that is too large can be split; keep lines of one key in one part")
+        })?;
         String::from_utf8(bytes).map(Self::new).map_err(|e| Failure::file("read", path, e))
     }
 
@@ -184,7 +185,8 @@ impl Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let states: Vec<String> = self.states.iter().map(|(state, count)| format!("{count} {}", state.name())).collect();
+        let states: Vec<String> =
+            self.states.iter().map(|(state, count)| format!("{count} {}", state.name())).collect();
         f.write_str(if states.is_empty() { "no lines" } else { "" })?;
         f.write_str(&states.join(", "))?;
         for (count, what) in [(self.repeated, "already there"), (self.conflicts, "conflicts recorded")] {

@@ -113,8 +113,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 }
 
 fn block_on(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Runtime::new()
-        .map_err(|e| Failure::new(format!("cannot start the runtime: {e}")))?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::new(format!("cannot start the runtime: {e}")))?;
     runtime.block_on(work)
 }
 

@@ -1,7 +1,8 @@
 //! What people and machines see: tables, times, progress bars, and files that are never overwritten by accident.
 
 use super::Failure;
-use crate::certificate::Kind;
+use crate::certificate::{AbortReason, Kind};
+use crate::registry::Outcome;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -73,12 +74,37 @@ pub(super) fn kind(kind: Kind) -> &'static str {
     }
 }
 
+/// Why a proposal was aborted.
+pub(super) fn abort_reason(reason: Option<AbortReason>) -> &'static str {
+    match reason {
+        Some(AbortReason::Rejected) => "rejected",
+        Some(AbortReason::Expired) => "expired",
+        None => "aborted",
+    }
+}
+
+/// What applying an entry did.
+pub(super) fn outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Registered { .. } => "registered".to_owned(),
+        Outcome::StatusSet { .. } => "status set".to_owned(),
+        Outcome::Deregistered { .. } => "deregistered".to_owned(),
+        Outcome::ConfigSet { .. } => "config set".to_owned(),
+        Outcome::Conflict { actual: Some(actual) } => format!("conflict (the record is at revision {actual})"),
+        Outcome::Conflict { actual: None } => "conflict (there is no such record)".to_owned(),
+        Outcome::NotFound => "no such agent".to_owned(),
+        Outcome::Opaque => "opaque".to_owned(),
+        Outcome::Repeat { first } => format!("repeat of entry {first}"),
+        Outcome::RequestExpired => "request expired".to_owned(),
+        Outcome::Aborted => "aborted".to_owned(),
+    }
+}
+
 /// Milliseconds since the Unix epoch as `2026-11-22T10:20:30.456Z`.
 pub(super) fn time(ms: u64) -> String {
     let (days, of_day) = (ms / 86_400_000, ms % 86_400_000);
     let (year, month, day) = civil(days);
-    let (hour, minute, second, milli) =
-        (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1000 % 60, of_day % 1000);
+    let (hour, minute, second, milli) = (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1000 % 60, of_day % 1000);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
 }
 
@@ -96,7 +122,8 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 /// A progress bar on stderr; nothing is drawn when stderr is no terminal.
 pub(super) fn progress(total: u64, what: &'static str) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(total), target);
     if let Ok(style) = ProgressStyle::with_template("{msg:<10} {bar:30} {pos}/{len}  {per_sec}  eta {eta}") {
         bar.set_style(style);

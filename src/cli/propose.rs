@@ -99,7 +99,8 @@ impl Propose {
         let options = self.options(import::CLIENT, Some(import::deadline_in_days(super::now_ms(), self.remember_days)));
         let bar = output::progress(lines.len() as u64, "proposing");
         let tally =
-            import::run(&client, &lines, &options, self.concurrency.into(), &bar, |outcome| output::json(outcome)).await?;
+            import::run(&client, &lines, &options, self.concurrency.into(), &bar, |outcome| output::json(outcome))
+                .await?;
         eprintln!("{} lines: {tally}", lines.len());
         match tally.failed() {
             0 => Ok(ExitCode::SUCCESS),
@@ -158,10 +159,9 @@ fn show(status: &ProposalStatus, as_json: bool) -> Result<ExitCode, Failure> {
         output::line(&super::query::describe_proposal(status))?;
     }
     match (status.state, status.abort_reason) {
-        (ProposalState::Aborted, reason) => Err(Failure::new(format!(
-            "the proposal was {}",
-            output::abort_reason(reason)
-        ))),
+        (ProposalState::Aborted, reason) => {
+            Err(Failure::new(format!("the proposal was {}", output::abort_reason(reason))))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -184,9 +184,7 @@ impl Vote {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
         let granted = self.grant && !self.deny;
         let client = global.client()?;
-        client.cast_vote(self.id, granted).await.map_err(|e| {
-            call_failed(&global.nodes(), &e)
-        })?;
+        client.cast_vote(self.id, granted).await.map_err(|e| call_failed(&global.nodes(), &e))?;
         let answer = if granted { "granted" } else { "denied" };
         if global.json {
             output::json(&serde_json::json!({ "id": self.id, "granted": granted }))?;
