@@ -499,6 +499,54 @@ pub struct AsOf<T> {
     pub certified_index: LogIndex,
 }
 
+impl<T> AsOf<Option<T>> {
+    /// The answer, if there is one.
+    #[must_use]
+    pub fn transpose(self) -> Option<AsOf<T>> {
+        let Self { answer, applied_index, certified_index } = self;
+        answer.map(|answer| AsOf { answer, applied_index, certified_index })
+    }
+}
+
+/// A page of agents, in registration order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentPage<A = crate::registry::AgentRecord> {
+    /// The agents.
+    pub agents: Vec<A>,
+    /// `offset` of the next page; absent at the end.
+    pub next: Option<usize>,
+}
+
+/// A config key with its value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// The key.
+    pub key: String,
+    /// Value and revision.
+    #[serde(flatten)]
+    pub record: crate::registry::ConfigRecord,
+}
+
+/// A page of config keys, ascending.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigPage<C = ConfigView> {
+    /// The keys with their values.
+    pub configs: Vec<C>,
+    /// `offset` of the next page; absent at the end.
+    pub next: Option<usize>,
+}
+
+/// A page of the entries that changed a key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HistoryPage {
+    /// The agent's id, or the config key.
+    pub key: String,
+    /// The entries, ascending.
+    pub entries: Vec<EntryView>,
+    /// `from` of the next page; absent at the end.
+    pub next: Option<LogIndex>,
+}
+
 /// The body of every HTTP error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
