@@ -8,3 +8,4 @@ pub mod ids;
 pub mod limits;
 pub mod node;
 pub mod registry;
+pub mod telemetry;
