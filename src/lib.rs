@@ -3,7 +3,7 @@
 pub mod api;
 pub mod audit;
 pub mod certificate;
-
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod core;
@@ -13,5 +13,6 @@ pub mod ids;
 pub mod limits;
 pub mod node;
 pub mod registry;
+pub mod storage;
 pub mod transport;
 pub mod wire;
