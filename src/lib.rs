@@ -14,5 +14,6 @@ pub mod limits;
 pub mod node;
 pub mod registry;
 pub mod storage;
+pub mod telemetry;
 pub mod transport;
 pub mod wire;

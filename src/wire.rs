@@ -221,11 +221,8 @@ fn check_message(message: &Message) -> Result<(), &'static str> {
         | Message::RequestVote { .. }
         | Message::AppendReply { .. }
         | Message::HeartbeatReply { .. }
-        | Message::CertificateRequest { .. }
-        | Message::Vote { .. }
-        | Message::ReadIndex { .. }
-        | Message::ReadIndexReply { .. }
-        | Message::TimeoutNow { .. } => Ok(()),
+        | Message::ProofWanted { .. }
+        | Message::Vote { .. } => Ok(()),
     }
 }
 

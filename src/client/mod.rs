@@ -14,7 +14,7 @@ mod requests;
 mod sse;
 mod streams;
 
-pub use requests::ReceiptOf;
+pub use requests::{Page, ReceiptOf};
 
 use crate::api::ErrorBody;
 use crate::limits::HTTP_HEAD_MS;

@@ -3,11 +3,12 @@
 use super::call::{Answer, Call, Failure, Whom};
 use super::{Client, Refusal};
 use crate::api::{
-    CallError, CertificatePage, EntryPage, EntryView, OpenBallot, OpenBallots, ProposalStatus, Propose, ProposeError,
-    Status, VoteError, VoteRequest,
+    AgentPage, AsOf, CallError, CertificatePage, ConfigPage, ConfigView, EntryPage, EntryView, HistoryPage, OpenBallot,
+    OpenBallots, ProposalStatus, Propose, ProposeError, Status, VoteError, VoteRequest,
 };
 use crate::ids::{LogIndex, ProposalId};
-use crate::limits::{DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_HTTP_BODY, MAX_PAYLOAD};
+use crate::limits::{DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_HTTP_BODY, MAX_PAGE, MAX_PAYLOAD};
+use crate::registry::{AgentRecord, AgentStatus};
 use bytes::Bytes;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -23,6 +24,22 @@ const QUERY: Duration = Duration::from_secs(10);
 
 const JSON: &str = "application/json";
 const BYTES: &str = "application/octet-stream";
+
+/// Which part of a long answer. An answer may hold fewer than `limit`; its `next` says where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The first wanted.
+    pub from: T,
+    /// At most so many, 1–1,000.
+    pub limit: usize,
+}
+
+impl<T: Default> Default for Page<T> {
+    /// The first thousand.
+    fn default() -> Self {
+        Self { from: T::default(), limit: MAX_PAGE }
+    }
+}
 
 /// Names an entry whose receipt is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +211,68 @@ impl Client {
         self.text(&["v1", "genesis"]).await
     }
 
+    /// A registered agent, as the node asked holds it.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found`.
+    pub async fn agent(&self, agent_id: &str) -> Queried<AsOf<AgentRecord>> {
+        self.get(&["v1", "registry", "agents", agent_id], &[]).await
+    }
+
+    /// Registered agents that have a capability with this tag and are in this status, in registration order.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn find(
+        &self,
+        capability: Option<&str>,
+        status: Option<AgentStatus>,
+        page: Page<usize>,
+    ) -> Queried<AsOf<AgentPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        let mut query = vec![("offset", &*from), ("limit", &*limit)];
+        query.extend(capability.map(|tag| ("capability", tag)));
+        query.extend(status.map(|status| ("status", status_text(status))));
+        self.get(&["v1", "registry", "agents"], &query).await
+    }
+
+    /// The entries that changed an agent, also one that has left.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` when it was never registered.
+    pub async fn agent_history(&self, agent_id: &str, page: Page<LogIndex>) -> Queried<AsOf<HistoryPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        let query = [("from", &*from), ("limit", &*limit)];
+        self.get(&["v1", "registry", "agents", agent_id, "history"], &query).await
+    }
+
+    /// The value of a config key, as the node asked holds it.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found`.
+    pub async fn config(&self, key: &str) -> Queried<AsOf<ConfigView>> {
+        self.get(&["v1", "registry", "config", key], &[]).await
+    }
+
+    /// All config keys, ascending.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn configs(&self, page: Page<usize>) -> Queried<AsOf<ConfigPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        self.get(&["v1", "registry", "config"], &[("offset", &from), ("limit", &limit)]).await
+    }
+
+    /// The entries that set a config key.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` when it was never set.
+    pub async fn config_history(&self, key: &str, page: Page<LogIndex>) -> Queried<AsOf<HistoryPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        let query = [("history", "true"), ("from", &from), ("limit", &limit)];
+        self.get(&["v1", "registry", "config", key], &query).await
+    }
+
     /// A node and what it knows of its members: the one that answers; [`Client::each`] asks a certain one.
     ///
     /// # Errors
@@ -240,6 +319,15 @@ impl Client {
         let total = self.inner.options.deadline;
         let call = Call { whom, method: Method::GET, segments, query, accept, body: None, attempt: QUERY, total };
         self.call(&call).await
+    }
+}
+
+fn status_text(status: AgentStatus) -> &'static str {
+    match status {
+        AgentStatus::Available => "available",
+        AgentStatus::Busy => "busy",
+        AgentStatus::Draining => "draining",
+        AgentStatus::Offline => "offline",
     }
 }
 

@@ -79,6 +79,8 @@ pub(super) enum RequestError {
     },
     #[error("{field} must be between {least} and {most}")]
     Bounds { field: &'static str, least: u64, most: u64 },
+    #[error("{field} is only allowed together with {other}")]
+    OnlyWith { field: &'static str, other: &'static str },
     #[error("Last-Event-ID must be the index of an event of this stream, not {given:?}")]
     LastEventId { given: String },
 }
@@ -252,7 +254,7 @@ fn request_verdict(error: &RequestError) -> Verdict {
         E::Body(_) => Verdict::refused(StatusCode::BAD_REQUEST, "unreadable_body"),
         E::Json(JsonRejection::JsonDataError(_)) => Verdict::refused(StatusCode::UNPROCESSABLE_ENTITY, "invalid_body"),
         E::Json(_) => Verdict::refused(StatusCode::BAD_REQUEST, "malformed_json"),
-        E::Query(_) => Verdict::refused(StatusCode::BAD_REQUEST, "invalid_query"),
+        E::Query(_) | E::OnlyWith { .. } => Verdict::refused(StatusCode::BAD_REQUEST, "invalid_query"),
         E::Path { .. } => Verdict::refused(StatusCode::BAD_REQUEST, "invalid_path"),
         E::Bounds { .. } => Verdict::refused(StatusCode::UNPROCESSABLE_ENTITY, "out_of_bounds"),
         E::LastEventId { .. } => Verdict::refused(StatusCode::BAD_REQUEST, "invalid_last_event_id"),

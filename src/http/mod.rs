@@ -17,6 +17,7 @@ mod guard;
 mod log;
 mod operations;
 mod proposals;
+mod registry;
 mod routes;
 mod server;
 mod stall;

@@ -1,7 +1,7 @@
 //! What there is, and at which path.
 
 use super::error::{ApiError, RequestError};
-use super::{Api, guard, log, operations, proposals, streams};
+use super::{Api, guard, log, operations, proposals, registry, streams};
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn;
@@ -23,6 +23,11 @@ fn table() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/v1/genesis", get(log::genesis)),
         ("/v1/commits", get(streams::commits)),
         ("/v1/aborts", get(streams::aborts)),
+        ("/v1/registry/agents", get(registry::agents)),
+        ("/v1/registry/agents/{id}", get(registry::agent)),
+        ("/v1/registry/agents/{id}/history", get(registry::agent_history)),
+        ("/v1/registry/config", get(registry::configs)),
+        ("/v1/registry/config/{*key}", get(registry::config)),
         ("/v1/status", get(operations::status)),
         ("/v1/openapi.json", get(operations::openapi)),
         ("/healthz", get(operations::healthy)),
