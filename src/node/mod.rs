@@ -20,7 +20,7 @@ pub use queries::QueryError;
 use crate::certificate::{Genesis, PublicKey};
 use crate::config::Config;
 use crate::core::{self, Core};
-use crate::ids::{Digest, LogIndex, NodeId};
+use crate::ids::{LogIndex, NodeId};
 use crate::limits::MAX_APPEND_BYTES;
 use crate::storage::{OpenError, PinError, ReadError, Store};
 use crate::telemetry::{Telemetry, TelemetryError};
@@ -242,7 +242,3 @@ fn core_options(config: &Config) -> core::Options {
     }
 }
 
-/// A digest of the genesis in short, for logs.
-pub(crate) fn short(id: &Digest) -> String {
-    id.to_string().chars().take(12).collect()
-}

@@ -300,6 +300,7 @@ impl Owner {
         let key = request.key();
         let Some(pending) = self.pending.remove(&key) else { return };
         self.origins.remove(&pending.handle);
+        let since = pending.since;
         if let Some(id) = entry.header.proposal_id {
             pending.tell(Ok(id));
         }
@@ -310,7 +311,7 @@ impl Owner {
         };
         self.shared.telemetry.proposal(outcome);
         if entry.header.kind == Kind::Proposal {
-            let waited = self.shared.clock.elapsed().saturating_sub(pending.since);
+            let waited = self.shared.clock.elapsed().saturating_sub(since);
             self.shared.telemetry.commit_latency(waited.as_secs_f64());
         }
     }
