@@ -145,11 +145,7 @@ fn resume(dir: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
 /// Makes the directory for its owner alone: it will hold secret keys.
 fn create_private_dir(path: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|e| Failure::file("create", path, e))
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Failure::file("create", path, e))
 }
 
 fn member_json(member: &Member) -> Result<String, Failure> {

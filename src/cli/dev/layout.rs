@@ -78,7 +78,9 @@ impl Layout {
         for member in &mut members {
             if !held.udp(member.peer) {
                 return Err(Failure::new(format!("UDP port {} is taken, and it stands in the genesis", member.peer))
-                    .hint("another `concordat dev` on this directory? stop what uses the port, or name another --data"));
+                    .hint(
+                        "another `concordat dev` on this directory? stop what uses the port, or name another --data",
+                    ));
             }
             member.http = held.tcp_or_free(member.http)?;
         }
