@@ -94,8 +94,8 @@ fn line(limiter: &Mutex<Limiter>) -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn lines_are_bounded_and_what_was_held_back_is_told() {
+    #[test]
+    fn lines_are_bounded_and_what_was_held_back_is_told() {
         let limiter = Limiter::new();
         let mut limiter = limiter.lock().unwrap();
         let start = Instant::now();
