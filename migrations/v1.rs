@@ -9,7 +9,12 @@ pub(super) const TREES: &[(&str, &str, &str, bool)] = &[
     ("meta", "did", "Ed25519 public key, 32 bytes", false),
     ("meta", "bls", "BLS secret key, 32 bytes", false),
     ("meta", "genesis", "the genesis file, JSON", false),
-    ("hard", "state", "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32", false),
+    (
+        "hard",
+        "state",
+        "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32",
+        false,
+    ),
     (
         "log",
         "first index u64",

@@ -24,7 +24,8 @@ pub(crate) fn key() -> SecretKey {
 
 /// The entry at `index` in `term`; `tag` tells entries of the same place apart and makes up the payload.
 pub(crate) fn entry(index: u64, term: u64, tag: u64, payload: usize) -> Arc<Entry> {
-    let request = Request { client: "crash".into(), request_id: format!("{index}-{term}-{tag}"), deadline_ms: u64::MAX };
+    let request =
+        Request { client: "crash".into(), request_id: format!("{index}-{term}-{tag}"), deadline_ms: u64::MAX };
     let mut salt = [0; 16];
     salt[..8].copy_from_slice(&index.to_be_bytes());
     salt[8..].copy_from_slice(&(tag ^ term << 40).to_be_bytes());
