@@ -6,7 +6,7 @@
 //!
 //! Delivery is best effort: a frame that finds no connection or a full queue is dropped and counted, and Raft sends
 //! what matters again. An incoming frame is attributed to the DID that the connection's certificate proved
-//! ([`tls`]), never to anything the frame says.
+//! (`tls.rs`), never to anything the frame says.
 
 mod accept;
 mod dial;

@@ -144,13 +144,13 @@ async fn a_heartbeat_overtakes_appends_that_nobody_reads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_control_frames_does_not_starve_the_other_lanes() {
     let [a, mut b] = cluster(&Options::default()).await;
-    while b.inbox.try_recv().is_some() {}
+    within("the greeting", b.inbox.recv()).await;
     let before = b.transport.stats().frames_received;
     for n in 0..500 {
         a.send(&b.id(), &heartbeat(n)).await;
     }
     a.send(&b.id(), &ballot(0, 10)).await;
-    eventually("all frames", || b.transport.stats().frames_received == before + 501).await;
+    eventually("all frames", || b.transport.stats().frames_received >= before + 501).await;
     let mut position = 0;
     while b.recv().await.frame.lane() != Lane::Append {
         position += 1;
