@@ -377,6 +377,9 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Peer address.
     pub address: String,
+    /// HTTP address, when it announced one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
     /// Voter or learner.
     pub role: crate::certificate::Role,
     /// How it decides on ballots.

@@ -1,6 +1,6 @@
-//! The embedded node as a [`FederatedConsensus`].
+//! The embedded node as [`FederatedConsensus`].
 
-use super::Handle;
+use super::handle::Handle;
 use crate::api::{
     AbortEvent, CallError, CommitEvent, ConsensusSnapshot, FederatedConsensus, Propose, ProposeError, StreamError,
     VoteError, Wait,
@@ -8,7 +8,6 @@ use crate::api::{
 use crate::ids::{LogIndex, ProposalId};
 use futures::stream::BoxStream;
 use serde_json::Value;
-use std::convert::Infallible;
 
 impl FederatedConsensus for Handle {
     async fn propose(
@@ -19,7 +18,6 @@ impl FederatedConsensus for Handle {
     ) -> Result<ProposalId, CallError<ProposeError>> {
         let propose = Propose { required_quorum, ttl_ms, wait: Wait::Accepted, ..Propose::new(payload) };
         let status = self.submit(propose).await.map_err(CallError::Refused)?;
-        // No id: no leader has taken it in all the time that the call waited.
         status.id.ok_or(CallError::Refused(ProposeError::Unavailable))
     }
 
@@ -35,11 +33,11 @@ impl FederatedConsensus for Handle {
         self.aborts(from)
     }
 
-    async fn snapshot(&self) -> Result<ConsensusSnapshot, CallError<Infallible>> {
-        Ok(self.status().snapshot)
+    async fn snapshot(&self) -> Result<ConsensusSnapshot, CallError<std::convert::Infallible>> {
+        Ok(self.consensus_snapshot())
     }
 
     async fn close(&self) {
-        Self::close(self).await;
+        Handle::close(self).await;
     }
 }
