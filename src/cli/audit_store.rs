@@ -2,11 +2,11 @@
 
 use super::Failure;
 use super::audit::{bar, found};
-use super::setup::STORE_DIR;
 use crate::audit::{Auditor, Summary};
 use crate::certificate::{Genesis, HeadCertificate};
 use crate::ids::LogIndex;
 use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
+use crate::node::STORE_DIR;
 use crate::storage::Store;
 use std::collections::VecDeque;
 use std::path::Path;

@@ -3,6 +3,7 @@
 use super::output;
 use super::{Failure, Global};
 use crate::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role, SecretKey};
+use crate::node::STORE_DIR;
 use crate::storage::Store;
 use crate::transport::{IDENTITY_FILE, Identity};
 use clap::{Args, ValueEnum};
@@ -13,8 +14,6 @@ use zeroize::Zeroizing;
 
 /// The public file of a member, in its data directory.
 pub(super) const MEMBER_FILE: &str = "member.json";
-/// The store, in a member's data directory.
-pub(super) const STORE_DIR: &str = "store";
 /// Largest member file, in bytes.
 const MAX_MEMBER: u64 = 64 * 1024;
 

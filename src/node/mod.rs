@@ -39,6 +39,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// The store, in a member's data directory (beside the identity: a store is made in a directory of its own).
+pub const STORE_DIR: &str = "store";
+
 /// Requests of handles that may wait for the owner loop.
 const EVENTS: usize = 4096;
 
@@ -210,7 +213,7 @@ async fn open(
     genesis: Genesis,
 ) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
-        let (store, recovered) = Store::open(&data)?;
+        let (store, recovered) = Store::open(&data.join(STORE_DIR))?;
         store.pin_genesis(&genesis)?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
         let mut replica = Replica::default();
