@@ -1,12 +1,12 @@
 //! The owner loop: the one task that owns the core. It feeds inputs, drains, and executes effects; all else is asked of
 //! other threads and comes back as input.
 
+use super::Ended;
 use super::applied::Applier;
 use super::crypto::Pool;
 use super::mailbox::Mailbox;
 use super::pending::{Origin, Pending};
 use super::shared::{Shared, View};
-use super::Ended;
 use crate::api::{ProposeError, Role, VoteError};
 use crate::certificate::{Kind, Policy};
 use crate::config::Rules;
@@ -82,10 +82,14 @@ impl Owner {
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             // Whatever else is there comes along, so that one drain makes one write and one append of it all.
-            while events.len() < BATCH && let Ok(event) = self.events.try_recv() {
+            while events.len() < BATCH
+                && let Ok(event) = self.events.try_recv()
+            {
                 events.push(event);
             }
-            while frames.len() < BATCH && let Some(frame) = self.incoming.try_recv() {
+            while frames.len() < BATCH
+                && let Some(frame) = self.incoming.try_recv()
+            {
                 frames.push(frame);
             }
             for frame in frames.drain(..) {
@@ -105,7 +109,8 @@ impl Owner {
         if mail.persisted > self.persisted {
             self.persisted = mail.persisted;
             self.feed(Input::Persisted { seq: mail.persisted });
-            let (done, waiting) = std::mem::take(&mut self.cast_writes).into_iter().partition(|w| w.0 <= self.persisted);
+            let (done, waiting) =
+                std::mem::take(&mut self.cast_writes).into_iter().partition(|w| w.0 <= self.persisted);
             self.cast_writes = waiting;
             for (_, waiter) in done {
                 // A caller that gave up is no news.
@@ -252,9 +257,7 @@ impl Owner {
         }
         let granted = match self.shared.policy {
             Policy::Auto => is_valid(&ballot.payload),
-            Policy::Rules => {
-                is_valid(&ballot.payload) && self.rules.grants(&ballot)
-            }
+            Policy::Rules => is_valid(&ballot.payload) && self.rules.grants(&ballot),
             Policy::Manual => {
                 let until = self.shared.clock.now().mono + ballot.ttl_ms;
                 self.shared.open_ballot(ballot, until);
@@ -332,25 +335,21 @@ impl Owner {
     }
 
     fn on_alarm(&self, alarm: &Alarm) {
-        let kind = match alarm {
+        match alarm {
             Alarm::ClockOutOfBound { difference_ms } => {
-                tracing::warn!(difference_ms, "this node's clock differs from a quorum's by more than the bound; it does not lead until that is mended: check its time synchronisation");
-                "clock_out_of_bound"
-            }
-            Alarm::BadSignature { from } => {
-                tracing::warn!(%from, "a member's signature does not verify");
-                "bad_signature"
+                tracing::warn!(
+                    difference_ms,
+                    "this node's clock differs from a quorum's by more than the bound; it does not lead until that is mended: check its time synchronisation"
+                );
             }
             Alarm::MalformedAppend { from } => {
                 tracing::warn!(%from, "the leader's entries are malformed; they are ignored");
-                "malformed_append"
             }
             Alarm::FalseLeader { claimant, term } => {
                 tracing::warn!(%claimant, %term, "a claim to lead is not proved; it is ignored");
-                "false_leader"
             }
-        };
-        self.shared.telemetry.alarm(kind);
+        }
+        self.shared.telemetry.alarm(alarm);
     }
 
     fn publish(&self) {
@@ -366,10 +365,6 @@ impl Owner {
             pending: self.pending.len() as u64,
             matched: matched.filter_map(|m| Some((m.did, core.matched(&m.did)?))).collect(),
         };
-        let telemetry = &self.shared.telemetry;
-        telemetry.set_pending(view.pending);
-        telemetry.set_term(view.term.0);
-        telemetry.set_positions(view.last.0, view.durable.0, view.committed.0, self.applied.0, self.shared.certified_size());
         self.shared.set_view(view);
     }
 

@@ -31,7 +31,7 @@ impl Log {
         let index = self.next();
         let salt = [7; 16];
         let proposal_id =
-            request.is_some().then(|| ProposalId { term: Term(1), seq: index.0, origin: NodeId([1; 32]) });
+            request.is_some().then_some(ProposalId { term: Term(1), seq: index.0, origin: NodeId([1; 32]) });
         let header = Header {
             index,
             term: Term(1),

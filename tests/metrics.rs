@@ -1,0 +1,175 @@
+//! What `/metrics` exposes, to the letter: dashboards and alerts are built on it.
+
+use concordat::core::{Alarm, Role};
+use concordat::ids::{NodeId, Term};
+use concordat::telemetry::{Outcome, Position, Telemetry};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+const PEER: NodeId = NodeId([7; 32]);
+const BOUNDS: [&str; 16] = [
+    "0.00025", "0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5",
+    "10", "+Inf",
+];
+
+fn line<'a>(text: &'a str, series: &str) -> &'a str {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    let value = values.next().unwrap_or_else(|| panic!("no series {series} in\n{text}"));
+    assert_eq!(values.next(), None, "{series} is exposed twice");
+    value
+}
+
+fn histogram(name: &str, help: &str) -> String {
+    let mut text = format!("# HELP {name} {help}\n# TYPE {name} histogram\n");
+    for bound in BOUNDS {
+        writeln!(text, "{name}_bucket{{le=\"{bound}\"}} 0").unwrap();
+    }
+    text + &format!("{name}_sum 0\n{name}_count 0\n")
+}
+
+#[test]
+fn everything_is_exposed_from_the_start_with_its_name_labels_type_and_help() {
+    let commit_latency = histogram(
+        "asi_consensus_commit_latency_seconds",
+        "Wall time from propose to commit of proposals that came in at this node.",
+    );
+    let fsync = histogram("concordat_fsync_seconds", "Time of one durable write: flush and fdatasync.");
+    let expected = format!(
+        r#"{commit_latency}# HELP asi_consensus_pending_proposals Proposals that came in at this node and are not decided.
+# TYPE asi_consensus_pending_proposals gauge
+asi_consensus_pending_proposals 0
+# HELP asi_consensus_proposals_total Proposals decided in this node's log: committed, aborted (rejected by votes) or expired.
+# TYPE asi_consensus_proposals_total counter
+asi_consensus_proposals_total{{outcome="aborted"}} 0
+asi_consensus_proposals_total{{outcome="committed"}} 0
+asi_consensus_proposals_total{{outcome="expired"}} 0
+# HELP asi_consensus_role_transitions_total Changes of this node's role; to_role=leader counts elections it won.
+# TYPE asi_consensus_role_transitions_total counter
+asi_consensus_role_transitions_total{{from_role="candidate",to_role="follower"}} 0
+asi_consensus_role_transitions_total{{from_role="candidate",to_role="leader"}} 0
+asi_consensus_role_transitions_total{{from_role="follower",to_role="candidate"}} 0
+asi_consensus_role_transitions_total{{from_role="follower",to_role="leader"}} 0
+asi_consensus_role_transitions_total{{from_role="leader",to_role="candidate"}} 0
+asi_consensus_role_transitions_total{{from_role="leader",to_role="follower"}} 0
+# HELP asi_consensus_term This node's term.
+# TYPE asi_consensus_term gauge
+asi_consensus_term 0
+# HELP concordat_alarms_total Alarms raised by this node; see its log.
+# TYPE concordat_alarms_total counter
+concordat_alarms_total{{kind="malformed_append"}} 0
+concordat_alarms_total{{kind="clock_out_of_bound"}} 0
+concordat_alarms_total{{kind="false_leader"}} 0
+{fsync}# HELP concordat_log_index Positions in this node's log: last appended, durable here, committed, applied, certified.
+# TYPE concordat_log_index gauge
+concordat_log_index{{position="applied"}} 0
+concordat_log_index{{position="certified"}} 0
+concordat_log_index{{position="committed"}} 0
+concordat_log_index{{position="durable"}} 0
+concordat_log_index{{position="last"}} 0
+# HELP concordat_peer_connected 1 while a connection to the member stands.
+# TYPE concordat_peer_connected gauge
+concordat_peer_connected{{peer="{PEER}"}} 0
+# HELP concordat_role 1 for the role this node has, 0 for the others.
+# TYPE concordat_role gauge
+concordat_role{{role="candidate"}} 0
+concordat_role{{role="follower"}} 1
+concordat_role{{role="leader"}} 0
+"#
+    );
+    assert_eq!(Telemetry::new([PEER]).render(), expected);
+}
+
+fn exercised() -> Telemetry {
+    let telemetry = Telemetry::new([PEER]);
+    telemetry.proposal(Outcome::Committed);
+    telemetry.proposal(Outcome::Committed);
+    telemetry.proposal(Outcome::Aborted);
+    telemetry.proposal(Outcome::Expired);
+    telemetry.role_transition(Role::Follower, Role::Candidate);
+    telemetry.role_transition(Role::Candidate, Role::Leader);
+    telemetry.role_transition(Role::Leader, Role::Leader);
+    telemetry.commit_latency(0.0003);
+    telemetry.commit_latency(0.05);
+    telemetry.commit_latency(60.0);
+    telemetry.set_pending(4);
+    telemetry.set_pending(3);
+    telemetry.set_term(9);
+    telemetry.set_log_index(Position::Certified, 41);
+    telemetry.set_peer_connected(PEER, true);
+    telemetry.fsync(0.002);
+    telemetry.alarm(&Alarm::FalseLeader { claimant: PEER, term: Term(8) });
+    telemetry
+}
+
+#[test]
+fn all_five_metrics_of_the_specification_fire() {
+    let text = exercised().render();
+    for (series, value) in [
+        (r#"asi_consensus_proposals_total{outcome="committed"}"#, "2"),
+        (r#"asi_consensus_proposals_total{outcome="aborted"}"#, "1"),
+        (r#"asi_consensus_proposals_total{outcome="expired"}"#, "1"),
+        (r#"asi_consensus_role_transitions_total{from_role="follower",to_role="candidate"}"#, "1"),
+        (r#"asi_consensus_role_transitions_total{from_role="candidate",to_role="leader"}"#, "1"),
+        (r#"asi_consensus_role_transitions_total{from_role="leader",to_role="follower"}"#, "0"),
+        (r#"asi_consensus_commit_latency_seconds_bucket{le="0.00025"}"#, "0"),
+        (r#"asi_consensus_commit_latency_seconds_bucket{le="0.0005"}"#, "1"),
+        (r#"asi_consensus_commit_latency_seconds_bucket{le="0.05"}"#, "2"),
+        (r#"asi_consensus_commit_latency_seconds_bucket{le="10"}"#, "2"),
+        (r#"asi_consensus_commit_latency_seconds_bucket{le="+Inf"}"#, "3"),
+        ("asi_consensus_commit_latency_seconds_count", "3"),
+        ("asi_consensus_pending_proposals", "3"),
+        ("asi_consensus_term", "9"),
+    ] {
+        assert_eq!(line(&text, series), value, "{series}");
+    }
+}
+
+#[test]
+fn operational_metrics_follow_their_calls() {
+    let text = exercised().render();
+    for (series, value) in [
+        (r#"concordat_role{role="leader"}"#, "1"),
+        (r#"concordat_role{role="candidate"}"#, "0"),
+        (r#"concordat_role{role="follower"}"#, "0"),
+        (r#"concordat_log_index{position="certified"}"#, "41"),
+        (&format!("concordat_peer_connected{{peer=\"{PEER}\"}}"), "1"),
+        (r#"concordat_alarms_total{kind="false_leader"}"#, "1"),
+        ("concordat_fsync_seconds_count", "1"),
+    ] {
+        assert_eq!(line(&text, series), value, "{series}");
+    }
+}
+
+#[test]
+fn observing_changes_values_and_never_the_set_of_series() {
+    let series = |text: String| -> BTreeSet<String> {
+        text.lines().map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).filter(|l| !l.starts_with('#')).collect()
+    };
+    assert_eq!(series(Telemetry::new([PEER]).render()), series(exercised().render()));
+}
+
+#[test]
+fn two_nodes_in_one_process_do_not_mix() {
+    let (one, other) = (Telemetry::new([]), Telemetry::new([]));
+    one.set_term(3);
+    assert_eq!((line(&one.render(), "asi_consensus_term"), line(&other.render(), "asi_consensus_term")), ("3", "0"));
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    for telemetry in [Telemetry::new([PEER]), exercised()] {
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("promtool runs; it is in the Debian package `prometheus`, and .ci/run installs it");
+        promtool.stdin.take().unwrap().write_all(telemetry.render().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.is_empty(), "promtool check metrics says\n{said}");
+    }
+}
