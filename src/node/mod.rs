@@ -39,6 +39,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// The store, in a member's data directory (beside the identity: a store is made in a directory of its own).
+pub const STORE_DIR: &str = "store";
+
 /// Requests of handles that may wait for the owner loop.
 const EVENTS: usize = 4096;
 
@@ -205,7 +208,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
 /// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
 async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
-        let (store, recovered) = Store::open(&data)?;
+        let (store, recovered) = Store::open(&data.join(STORE_DIR))?;
         store.pin_genesis(&genesis)?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
         let mut replica = Replica::default();
