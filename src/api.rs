@@ -163,7 +163,9 @@ pub enum ProposeError {
     #[error("this request's deadline has passed; look for it in the log before sending it under a new id")]
     RequestExpired,
     /// No leader took it within its time to live.
-    #[error("no leader took the proposal within its time to live; it may still be in a leader's log: ask again with the same request id")]
+    #[error(
+        "no leader took the proposal within its time to live; it may still be in a leader's log: ask again with the same request id"
+    )]
     Unavailable,
     /// The node is closing.
     #[error("the node is shutting down")]
@@ -375,6 +377,9 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Peer address.
     pub address: String,
+    /// HTTP address, when it announced one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
     /// Voter or learner.
     pub role: crate::certificate::Role,
     /// How it decides on ballots.
@@ -402,11 +407,7 @@ pub trait FederatedConsensus: Send + Sync {
     ///
     /// # Errors
     /// [`VoteError`].
-    fn vote(
-        &self,
-        id: ProposalId,
-        granted: bool,
-    ) -> impl Future<Output = Result<(), CallError<VoteError>>> + Send;
+    fn vote(&self, id: ProposalId, granted: bool) -> impl Future<Output = Result<(), CallError<VoteError>>> + Send;
 
     /// Certified proposals from an index on: in order, each once, without end.
     fn commit_stream(&self, from: LogIndex) -> BoxStream<'static, Result<CommitEvent, StreamError>>;
@@ -468,6 +469,82 @@ pub enum StreamError {
         /// What the last one tried said.
         detail: String,
     },
+}
+
+/// A vote, as `POST /v1/proposals/{id}/votes` takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoteRequest {
+    /// Granted or denied.
+    pub granted: bool,
+}
+
+/// The ballots that wait for the member whose node was asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenBallots {
+    /// The ballots.
+    pub ballots: Vec<OpenBallot>,
+}
+
+/// An answer from the replicated state of one node, with how far that state had come. It may be behind other nodes'.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AsOf<T> {
+    /// The answer; its fields stand beside the two indexes.
+    #[serde(flatten)]
+    pub answer: T,
+    /// The last entry applied to the state that answered.
+    pub applied_index: LogIndex,
+    /// The last entry that a head certificate held by this node covers; what was written by later entries is committed,
+    /// but not proved yet.
+    pub certified_index: LogIndex,
+}
+
+impl<T> AsOf<Option<T>> {
+    /// The answer, if there is one.
+    #[must_use]
+    pub fn transpose(self) -> Option<AsOf<T>> {
+        let Self { answer, applied_index, certified_index } = self;
+        answer.map(|answer| AsOf { answer, applied_index, certified_index })
+    }
+}
+
+/// A page of agents, in registration order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentPage<A = crate::registry::AgentRecord> {
+    /// The agents.
+    pub agents: Vec<A>,
+    /// `offset` of the next page; absent at the end.
+    pub next: Option<usize>,
+}
+
+/// A config key with its value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// The key.
+    pub key: String,
+    /// Value and revision.
+    #[serde(flatten)]
+    pub record: crate::registry::ConfigRecord,
+}
+
+/// A page of config keys, ascending.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigPage<C = ConfigView> {
+    /// The keys with their values.
+    pub configs: Vec<C>,
+    /// `offset` of the next page; absent at the end.
+    pub next: Option<usize>,
+}
+
+/// A page of the entries that changed a key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HistoryPage {
+    /// The agent's id, or the config key.
+    pub key: String,
+    /// The entries, ascending.
+    pub entries: Vec<EntryView>,
+    /// `from` of the next page; absent at the end.
+    pub next: Option<LogIndex>,
 }
 
 /// The body of every HTTP error.

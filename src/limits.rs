@@ -50,6 +50,39 @@ pub const LOG_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 pub const MAX_PAGE: usize = 1000;
 /// Largest HTTP request body, in bytes.
 pub const MAX_HTTP_BODY: usize = 2 * MAX_PAYLOAD;
+/// Largest HTTP request body that is read to its end and thrown away, so that a client still writing sees the refusal
+/// instead of a reset connection, in bytes.
+pub const MAX_HTTP_DISCARD: usize = 1024 * 1024;
+/// Bytes of entries after which a page of an HTTP answer ends early.
+pub const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Largest HTTP answer that the client reads (streams excepted), in bytes.
+pub const MAX_HTTP_ANSWER: usize = 32 * 1024 * 1024;
+/// Largest request head (request line and header fields), in bytes.
+pub const MAX_HTTP_HEAD: usize = 64 * 1024;
+/// Most HTTP connections at once; further ones wait in the listen queue.
+pub const MAX_HTTP_CONNECTIONS: usize = 1024;
+/// Most SSE streams at once.
+pub const MAX_HTTP_STREAMS: usize = 256;
+/// Most HTTP queries that read the store at once; further ones wait.
+pub const MAX_HTTP_QUERIES: usize = 16;
+/// Longest that a query waits for its turn, in milliseconds.
+pub const HTTP_QUEUE_MS: u64 = 5_000;
+/// Longest that a connection may take over a request head, idle time between requests included, in milliseconds.
+pub const HTTP_HEAD_MS: u64 = 30_000;
+/// Longest that a client may take over a request body, in milliseconds.
+pub const HTTP_BODY_MS: u64 = 30_000;
+/// Longest that a client may leave an answer unread, in milliseconds; then its connection is closed.
+pub const HTTP_STALL_MS: u64 = 60_000;
+/// Longest that answers under way may take at shutdown, in milliseconds.
+pub const HTTP_DRAIN_MS: u64 = 5_000;
+/// Silence after which a stream sends a comment, in milliseconds.
+pub const SSE_KEEP_ALIVE_MS: u64 = 10_000;
+/// Largest event of an SSE stream that the client reads, in bytes.
+pub const MAX_SSE_EVENT: usize = 1024 * 1024;
+/// Longest that a caller may ask to wait for the outcome of its proposal, in milliseconds.
+pub const MAX_WAIT_MS: u64 = MAX_TTL_MS + 60_000;
+/// How much longer than its time to live a proposal is waited for when the caller does not say, in milliseconds.
+pub const DEFAULT_WAIT_EXTRA_MS: u64 = 5_000;
 /// Longest agent id or config key, in bytes. This bound and the next three decide what a registry operation is when an
 /// entry is applied: changing one changes the replicated state, so it needs a new state version.
 pub const MAX_REGISTRY_KEY: usize = 256;
@@ -67,3 +100,8 @@ const _: () = assert!(MAX_ENTRY < MAX_STORED_VALUE);
 const _: () = assert!(MAX_APPEND_BYTES + MAX_ENTRY < MAX_FRAME);
 const _: () = assert!(MAX_APPEND_BYTES <= MAX_INFLIGHT_BYTES);
 const _: () = assert!(MAX_HEADER <= u16::MAX as usize);
+const _: () = assert!(MAX_HTTP_BODY >= MAX_PAYLOAD + 4 * MAX_REQUEST_ID);
+const _: () = assert!(MAX_HTTP_STREAMS < MAX_HTTP_CONNECTIONS);
+const _: () = assert!(MAX_PAGE_BYTES + 64 * MAX_ENTRY < MAX_HTTP_ANSWER);
+const _: () = assert!(4 * MAX_ENTRY < MAX_SSE_EVENT);
+const _: () = assert!(2 * SSE_KEEP_ALIVE_MS < HTTP_STALL_MS);

@@ -1,2 +1,5 @@
-//! The command line.
-fn main() {}
+//! The program: see [`concordat::cli`].
+
+fn main() -> std::process::ExitCode {
+    concordat::cli::run()
+}

@@ -38,6 +38,12 @@ pub enum FormatError {
         /// The bound.
         bound: usize,
     },
+    /// Bytes of another kind, or of a format version that this program does not know.
+    #[error("not a {what} of a format version that this program knows")]
+    Tag {
+        /// What was expected.
+        what: &'static str,
+    },
     /// A format version that this program does not know.
     #[error("{what} is of version {version}, which this program does not know; use a newer one")]
     Version {
@@ -215,6 +221,14 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self, bound: usize, field: &'static str) -> Result<String, FormatError> {
         let bytes = self.short(bound, field)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| FormatError::Value { field })
+    }
+
+    /// A 16-byte domain tag.
+    ///
+    /// # Errors
+    /// [`FormatError::Truncated`], or [`FormatError::Tag`] when it is another.
+    pub fn tag(&mut self, tag: &[u8; 16], what: &'static str) -> Result<(), FormatError> {
+        if self.array::<16>(what)? == *tag { Ok(()) } else { Err(FormatError::Tag { what }) }
     }
 
     /// Whether everything was read.

@@ -108,7 +108,7 @@ impl Header {
     /// The canonical bytes (see `docs/formats.md`).
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer::default();
+        let mut w = Writer(Vec::with_capacity(if self.tally.is_some() { 512 } else { 192 }));
         w.u8(HEADER_VERSION).u8(self.kind as u8);
         w.u64(self.index.0).u64(self.term.0).u64(self.epoch.0);
         match &self.proposal_id {
@@ -202,7 +202,7 @@ impl Header {
     }
 
     /// The fields that a kind must and must not have.
-    fn check_shape(&self) -> Result<(), FormatError> {
+    pub(super) fn check_shape(&self) -> Result<(), FormatError> {
         let wrong = |field| Err(FormatError::Value { field });
         let proposed = matches!(self.kind, Kind::Proposal | Kind::Aborted);
         if self.index == LogIndex::ZERO {
@@ -219,6 +219,9 @@ impl Header {
         }
         if self.abort_reason.is_some() != (self.kind == Kind::Aborted) {
             return wrong("header.abort_reason");
+        }
+        if self.tally.is_some() && matches!(self.kind, Kind::Noop | Kind::EpochFinal | Kind::SnapshotMark) {
+            return wrong("header.tally");
         }
         if self.payload_len as usize > MAX_PAYLOAD {
             return wrong("header.payload_len");
@@ -262,7 +265,8 @@ impl Request {
     #[must_use]
     pub fn key(&self) -> Digest {
         let mut w = Writer::tagged(b"concordat:reqkey");
-        w.short(self.client.as_bytes()).short(self.request_id.as_bytes());
+        // 32-bit lengths: this is computed of requests whose bounds nobody has checked yet.
+        w.long(self.client.as_bytes()).long(self.request_id.as_bytes());
         Digest(Sha256::digest(&w.0).into())
     }
 
@@ -284,13 +288,62 @@ impl Request {
 /// The part of an entry that its header only names by hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Body {
-    /// Keeps a low-entropy payload secret once it is pruned.
+    /// Keeps a low-entropy payload secret once it is pruned. Zero for `Aborted`, whose payload is never published.
     pub salt: [u8; 16],
     /// Present for `Proposal` and `Aborted`.
     pub request: Option<Request>,
     /// The payload; empty for `Aborted`.
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
+}
+
+impl Body {
+    /// Whether `header` names exactly this body.
+    pub(super) fn check(&self, header: &Header) -> Result<(), EntryError> {
+        let mismatch = |what| Err(EntryError::Mismatch { index: header.index, what });
+        let digest = self.request.as_ref().map_or(Digest::ZERO, Request::digest);
+        if digest != header.request_digest || self.request.is_some() != header.proposal_id.is_some() {
+            return mismatch("request");
+        }
+        if self.request.as_ref().is_some_and(|r| !r.is_within_bounds()) {
+            return mismatch("request");
+        }
+        let matches = if header.kind == Kind::Aborted {
+            // The payload hash does not bind the salt of a payload that is not there, and the salt would let anyone try
+            // guesses at a payload that was refused and never published.
+            self.payload.is_empty() && self.salt == [0; 16]
+        } else {
+            self.payload.len() == header.payload_len as usize
+                && payload_hash(&self.salt, &self.payload) == header.payload_hash
+        };
+        if matches { Ok(()) } else { mismatch("payload") }
+    }
+
+    /// Salt, request if any, payload (32-bit length).
+    pub(super) fn write(&self, w: &mut Writer) {
+        w.fixed(&self.salt);
+        match &self.request {
+            None => w.u8(0),
+            Some(r) => w.u8(1).short(r.client.as_bytes()).short(r.request_id.as_bytes()).u64(r.deadline_ms),
+        };
+        w.long(&self.payload);
+    }
+
+    /// What [`Body::write`] wrote; every field has one spelling.
+    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let salt = r.array("entry.salt")?;
+        let request = match r.u8("entry.request")? {
+            0 => None,
+            1 => Some(Request {
+                client: r.text(MAX_REQUEST_ID, "entry.client")?,
+                request_id: r.text(MAX_REQUEST_ID, "entry.request_id")?,
+                deadline_ms: r.u64("entry.deadline_ms")?,
+            }),
+            _ => return Err(FormatError::Value { field: "entry.request" }),
+        };
+        let payload = r.long(MAX_PAYLOAD, "entry.payload")?.to_vec();
+        Ok(Self { salt, request, payload })
+    }
 }
 
 /// `H(salt‖payload)`.
@@ -330,37 +383,16 @@ impl Entry {
     /// # Errors
     /// [`EntryError::Mismatch`] unless the header names exactly this body.
     pub fn new(header: Header, body: Body) -> Result<Self, EntryError> {
-        let index = header.index;
-        let mismatch = |what| Err(EntryError::Mismatch { index, what });
-        let digest = body.request.as_ref().map_or(Digest::ZERO, Request::digest);
-        if digest != header.request_digest || body.request.is_some() != header.proposal_id.is_some() {
-            return mismatch("request");
-        }
-        if body.request.as_ref().is_some_and(|r| !r.is_within_bounds()) {
-            return mismatch("request");
-        }
-        if header.kind == Kind::Aborted {
-            if !body.payload.is_empty() {
-                return mismatch("payload");
-            }
-        } else if body.payload.len() != header.payload_len as usize
-            || payload_hash(&body.salt, &body.payload) != header.payload_hash
-        {
-            return mismatch("payload");
-        }
+        body.check(&header)?;
         Ok(Self { header, body })
     }
 
     /// Canonical bytes: header (16-bit length), salt, request if any, payload (32-bit length).
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer::default();
-        w.short(&self.header.encode()).fixed(&self.body.salt);
-        match &self.body.request {
-            None => w.u8(0),
-            Some(r) => w.u8(1).short(r.client.as_bytes()).short(r.request_id.as_bytes()).u64(r.deadline_ms),
-        };
-        w.long(&self.body.payload);
+        let mut w = Writer(Vec::with_capacity(512 + self.body.payload.len()));
+        w.short(&self.header.encode());
+        self.body.write(&mut w);
         w.0
     }
 
@@ -371,19 +403,9 @@ impl Entry {
     pub fn decode(bytes: &[u8]) -> Result<Self, EntryError> {
         let mut r = Reader::new(bytes);
         let header = Header::decode(r.short(MAX_HEADER, "entry.header")?)?;
-        let salt = r.array("entry.salt")?;
-        let request = match r.u8("entry.request")? {
-            0 => None,
-            1 => Some(Request {
-                client: r.text(MAX_REQUEST_ID, "entry.client")?,
-                request_id: r.text(MAX_REQUEST_ID, "entry.request_id")?,
-                deadline_ms: r.u64("entry.deadline_ms")?,
-            }),
-            _ => return Err(FormatError::Value { field: "entry.request" }.into()),
-        };
-        let payload = r.long(MAX_PAYLOAD, "entry.payload")?.to_vec();
+        let body = Body::read(&mut r)?;
         r.finish("entry")?;
-        Self::new(header, Body { salt, request, payload })
+        Self::new(header, body)
     }
 
     /// Position in the log.

@@ -12,19 +12,21 @@ mod head;
 mod header;
 mod keys;
 pub mod merkle;
+mod outcome;
 mod receipt;
 mod statement;
 mod table;
 
 pub use bitmap::Bitmap;
 pub use bytes::{FormatError, Reader, Writer};
-pub use chain::{EpochChain, EpochStep};
+pub use chain::{EpochChain, EpochStep, StepError};
 pub use evidence::{Evidence, EvidenceError};
 pub use head::{CertificateError, ElectionCertificate, Half, HeadCertificate};
 pub use header::{
     AbortReason, Body, Entry, EntryError, HEADER_VERSION, Header, Kind, Request, Tally, TallySide, payload_hash,
 };
 pub use keys::{KeyError, PublicKey, SecretKey, Signature, aggregate, verify_shares};
+pub use outcome::OutcomeError;
 pub use receipt::{CommitCertificate, Receipt, ReceiptError, VerifiedReceipt};
 pub use statement::{ElectionClaim, Head, SignedFor, VoteStatement};
 pub use table::{Genesis, GenesisError, Member, MemberTable, Policy, QuorumRule, Role, TableError, TableInForce};

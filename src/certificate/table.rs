@@ -2,10 +2,22 @@
 
 use super::bytes::{FormatError, Reader, Writer};
 use super::keys::{KeyError, PublicKey, Signature};
+use super::statement::SignedFor;
 use crate::ids::{Digest, Epoch, NodeId};
-use crate::limits::{MAX_ADDRESS, MAX_MEMBERS, MAX_NAME};
+use crate::limits::{MAX_ADDRESS, MAX_MEMBERS, MAX_NAME, MAX_PAYLOAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+const TABLE_TAG: &[u8; 16] = b"concordat:table1";
+const GENESIS_TAG: &[u8; 16] = b"concordat:gene:1";
+const JOINT_TAG: &[u8; 16] = b"concordat:joint1";
+/// The version of the genesis file's JSON.
+const GENESIS_VERSION: u64 = 1;
+
+// The largest table is the payload of an `Epoch` entry.
+const _: () = assert!(16 + 2 + MAX_MEMBERS * (32 + 48 + 96 + 2 + MAX_ADDRESS + 2) <= MAX_PAYLOAD);
 
 /// What a member does in consensus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -120,7 +132,33 @@ impl MemberTable {
     ///
     /// # Errors
     /// [`TableError`] naming the first row at fault.
-    pub fn new(_members: Vec<Member>) -> Result<Self, TableError> { todo!() }
+    pub fn new(mut members: Vec<Member>) -> Result<Self, TableError> {
+        if members.len() > MAX_MEMBERS {
+            return Err(TableError::TooMany(members.len()));
+        }
+        if !members.iter().any(|m| m.role == Role::Voter) {
+            return Err(TableError::NoVoter);
+        }
+        members.sort_by_key(|m| m.did);
+        if let Some(pair) = members.windows(2).find(|pair| pair[0].did == pair[1].did) {
+            return Err(TableError::Twice(pair[0].did));
+        }
+        let mut keys = BTreeMap::new();
+        for m in &members {
+            if !is_address(&m.address) {
+                return Err(TableError::Address { did: m.did, address: m.address.chars().take(MAX_ADDRESS).collect() });
+            }
+            if let Some(other) = keys.insert(m.bls_key.x_coordinate(), m.did) {
+                return Err(TableError::Collision(other, m.did));
+            }
+        }
+        // Pairings last: nothing that is wrong on its face costs one.
+        for m in &members {
+            let proved = m.bls_key.verify_possession(&m.possession);
+            proved.map_err(|source| TableError::Key { did: m.did, source })?;
+        }
+        Ok(Self { members })
+    }
 
     /// All rows, sorted by DID.
     #[must_use]
@@ -147,13 +185,64 @@ impl MemberTable {
 
     /// Canonical bytes: the payload of `Epoch` entries and a part of the genesis.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::tagged(TABLE_TAG);
+        w.u16(u16::try_from(self.members.len()).expect("at most MAX_MEMBERS"));
+        for m in &self.members {
+            w.node(&m.did).fixed(&m.bls_key.0).fixed(&m.possession.0);
+            w.short(m.address.as_bytes()).u8(m.role as u8).u8(m.policy as u8);
+        }
+        w.0
+    }
 
     /// Reads canonical bytes and checks every rule of [`MemberTable::new`].
     ///
     /// # Errors
     /// [`TableError`].
-    pub fn decode(_bytes: &[u8]) -> Result<Self, TableError> { todo!() }
+    pub fn decode(bytes: &[u8]) -> Result<Self, TableError> {
+        let mut r = Reader::new(bytes);
+        r.tag(TABLE_TAG, "member table")?;
+        let count = usize::from(r.u16("table.count")?);
+        if count > MAX_MEMBERS {
+            return Err(TableError::TooMany(count));
+        }
+        let members = (0..count).map(|_| read_member(&mut r)).collect::<Result<Vec<_>, _>>()?;
+        r.finish("member table")?;
+        // Ascending order is the one freedom that the fields leave.
+        if !members.is_sorted_by_key(|m| m.did) {
+            return Err(FormatError::NotCanonical { what: "member table" }.into());
+        }
+        Self::new(members)
+    }
+}
+
+fn read_member(r: &mut Reader<'_>) -> Result<Member, FormatError> {
+    Ok(Member {
+        did: r.node("member.did")?,
+        bls_key: PublicKey(r.array("member.bls_key")?),
+        possession: Signature(r.array("member.possession")?),
+        address: r.text(MAX_ADDRESS, "member.address")?,
+        role: match r.u8("member.role")? {
+            0 => Role::Voter,
+            1 => Role::Learner,
+            _ => return Err(FormatError::Value { field: "member.role" }),
+        },
+        policy: match r.u8("member.policy")? {
+            0 => Policy::Auto,
+            1 => Policy::Rules,
+            2 => Policy::Manual,
+            _ => return Err(FormatError::Value { field: "member.policy" }),
+        },
+    })
+}
+
+/// `HOST:PORT`: an IPv4 address, a bracketed IPv6 address or a host name, and a port other than 0.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let port_ok = port.parse::<u16>().is_ok_and(|p| p != 0 && p.to_string() == port);
+    let name = |h: &str| !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let v6 = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    text.len() <= MAX_ADDRESS && port_ok && v6.map_or_else(|| name(host), |h| h.parse::<Ipv6Addr>().is_ok())
 }
 
 /// A member table with the names under which its members sign.
@@ -170,6 +259,28 @@ pub struct TableInForce {
 }
 
 impl TableInForce {
+    /// Under which names the members of this table sign while no change is in flight.
+    #[must_use]
+    pub fn signed_for(&self, genesis_id: &Digest) -> SignedFor {
+        SignedFor { genesis_id: *genesis_id, epoch: self.epoch, epoch_hash: self.epoch_hash }
+    }
+
+    /// Under which names heads and election claims are signed, a statement per table in force (current first): `next`
+    /// is the table whose `Epoch` entry has been appended and whose `EpochFinal` has not.
+    ///
+    /// While a change is in flight the current table signs for the hash of *both* tables. Under its plain hash its
+    /// signatures would also stand as a certificate of one half, so that whoever collected a quorum of the current table
+    /// alone could strip the missing half off and "prove" an entry that joint consensus may still lose.
+    #[must_use]
+    pub fn signed_under(&self, genesis_id: &Digest, next: Option<&Self>) -> Vec<SignedFor> {
+        let mut current = self.signed_for(genesis_id);
+        let Some(next) = next else { return vec![current] };
+        let mut w = Writer::tagged(JOINT_TAG);
+        w.digest(&self.epoch_hash).digest(&next.epoch_hash);
+        current.epoch_hash = Digest(Sha256::digest(&w.0).into());
+        vec![current, next.signed_for(genesis_id)]
+    }
+
     /// The quorum of this table.
     #[must_use]
     pub fn quorum(&self) -> usize {
@@ -213,29 +324,88 @@ pub enum GenesisError {
     Table(#[from] TableError),
 }
 
+/// The genesis file as it stands in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GenesisFile {
+    concordat_genesis: u64,
+    genesis_id: Digest,
+    name: String,
+    quorum: QuorumRule,
+    members: Vec<Member>,
+}
+
+/// Read first, so that a file of a later version is called that, whatever fields it has.
+#[derive(Deserialize)]
+struct GenesisVersion {
+    concordat_genesis: u64,
+}
+
 impl Genesis {
     /// Checks the name.
     ///
     /// # Errors
     /// [`GenesisError::Name`].
-    pub fn new(_name: &str, _rule: QuorumRule, _table: MemberTable) -> Result<Self, GenesisError> { todo!() }
+    pub fn new(name: &str, rule: QuorumRule, table: MemberTable) -> Result<Self, GenesisError> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
+            return Err(GenesisError::Name(name.chars().take(2 * MAX_NAME).collect()));
+        }
+        Ok(Self { name: name.to_owned(), rule, table })
+    }
+
     /// Canonical bytes.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> { todo!() }
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::tagged(GENESIS_TAG);
+        w.short(self.name.as_bytes()).u8(self.rule as u8).long(&self.table.encode());
+        w.0
+    }
+
     /// SHA-256 of the canonical bytes.
     #[must_use]
-    pub fn id(&self) -> Digest { Digest(Sha256::digest(self.encode()).into()) }
-    /// The JSON file: `{"concordat_genesis":1,"genesis_id":…,"name":…,"quorum":…,"members":[…]}`, pretty-printed.
+    pub fn id(&self) -> Digest {
+        Digest(Sha256::digest(self.encode()).into())
+    }
+
+    /// The JSON file: `{"concordat_genesis":1,"genesis_id":…,"name":…,"quorum":…,"members":[…]}`, pretty-printed, with a
+    /// line feed at its end.
     #[must_use]
-    pub fn to_json(&self) -> String { todo!() }
+    pub fn to_json(&self) -> String {
+        let file = GenesisFile {
+            concordat_genesis: GENESIS_VERSION,
+            genesis_id: self.id(),
+            name: self.name.clone(),
+            quorum: self.rule,
+            members: self.table.members.clone(),
+        };
+        serde_json::to_string_pretty(&file).expect("strings, numbers and arrays") + "\n"
+    }
+
     /// Reads the JSON file; the stated `genesis_id` must be that of the contents.
     ///
     /// # Errors
     /// [`GenesisError`].
-    pub fn from_json(_text: &str) -> Result<Self, GenesisError> { todo!() }
+    pub fn from_json(text: &str) -> Result<Self, GenesisError> {
+        let GenesisVersion { concordat_genesis: version } = serde_json::from_str(text)?;
+        if version != GENESIS_VERSION {
+            return Err(GenesisError::Version(version));
+        }
+        let file: GenesisFile = serde_json::from_str(text)?;
+        let genesis = Self::new(&file.name, file.quorum, MemberTable::new(file.members)?)?;
+        let actual = genesis.id();
+        if actual != file.genesis_id {
+            return Err(GenesisError::Id { stated: file.genesis_id, actual });
+        }
+        Ok(genesis)
+    }
+
     /// Epoch 0.
     #[must_use]
     pub fn in_force(&self) -> TableInForce {
         TableInForce { epoch: Epoch(0), epoch_hash: self.id(), table: self.table.clone(), rule: self.rule }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,189 @@
-//! Room cli.
+//! The command line: one file per group of commands, each a thin client of the library.
+//!
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (one line `error: …` says why), 2 wrong
+//! usage, 3 (`serve` only) the node halted on purpose and must not be restarted before the reason is understood.
+
+mod audit;
+mod bench;
+mod dev;
+mod import;
+mod output;
+mod propose;
+mod query;
+mod serve;
+mod setup;
+mod verify;
+mod watch;
+
+use crate::client::Client;
+use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Where a command looks for nodes when neither `--node` nor `CONCORDAT_NODES` says so.
+const DEFAULT_NODE: &str = "http://127.0.0.1:7101";
+
+/// A durable replicated log in which every entry can be proved.
+#[derive(Debug, Parser)]
+#[command(name = "concordat", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// HTTP address of a node; repeat it for failover [default: $CONCORDAT_NODES (comma-separated), else http://127.0.0.1:7101]
+    #[arg(long = "node", value_name = "URL", global = true)]
+    nodes: Vec<String>,
+    /// Print JSON for machines instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start three nodes on this machine, commit a sample, audit it, keep serving
+    Dev(dev::Dev),
+    /// Create a member: identity, store, and the public member.json
+    Init(setup::Init),
+    /// Put members together into the genesis file that every verifier trusts
+    Genesis(setup::MakeGenesis),
+    /// Run a node
+    Serve(serve::Serve),
+    /// Propose one payload, or a file of them
+    Propose(propose::Propose),
+    /// Answer an open ballot as a member of policy `manual`
+    Vote(propose::Vote),
+    /// Follow commits, aborts or open ballots
+    Watch(watch::Watch),
+    /// Show a node and its members
+    Status,
+    /// Show one entry, agent, configuration key or proposal
+    #[command(subcommand)]
+    Get(query::Get),
+    /// Find agents by capability and status
+    Find(query::Find),
+    /// Show every change of an agent or configuration key
+    #[command(subcommand)]
+    History(query::History),
+    /// Fetch the receipt of an entry: a file that proves it offline
+    Receipt(query::Receipt),
+    /// Verify receipts offline, from the genesis file alone
+    Verify(verify::Verify),
+    /// Verify a whole log: every header, certificate and the tree
+    Audit(audit::Audit),
+    /// Measure a running cluster in a closed loop
+    Bench(bench::Bench),
+}
+
+/// Parses the arguments, runs the command and gives the exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let global = cli.global;
+    match cli.command {
+        Command::Init(args) => args.run(&global),
+        Command::Genesis(args) => args.run(&global),
+        Command::Verify(args) => args.run(&global),
+        Command::Serve(args) => args.run(),
+        Command::Dev(args) => block_on(args.run()),
+        Command::Propose(args) => block_on(args.run(&global)),
+        Command::Vote(args) => block_on(args.run(&global)),
+        Command::Watch(args) => block_on(args.run(&global)),
+        Command::Status => block_on(query::status(&global)),
+        Command::Get(args) => block_on(args.run(&global)),
+        Command::Find(args) => block_on(args.run(&global)),
+        Command::History(args) => block_on(args.run(&global)),
+        Command::Receipt(args) => block_on(args.run(&global)),
+        Command::Audit(args) => block_on(args.run(&global)),
+        Command::Bench(args) => block_on(args.run(&global)),
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::new(format!("cannot start the runtime: {e}")))?;
+    runtime.block_on(work)
+}
+
+impl Global {
+    /// The addresses to try, in order.
+    fn nodes(&self) -> Vec<String> {
+        if !self.nodes.is_empty() {
+            return self.nodes.clone();
+        }
+        let listed = std::env::var("CONCORDAT_NODES").unwrap_or_default();
+        let listed: Vec<String> =
+            listed.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
+        if listed.is_empty() { vec![DEFAULT_NODE.to_owned()] } else { listed }
+    }
+
+    fn client(&self) -> Result<Client, Failure> {
+        client(&self.nodes())
+    }
+}
+
+fn client(nodes: &[String]) -> Result<Client, Failure> {
+    Client::new(nodes).map_err(|e| Failure::new(e).hint("a node's address looks like http://127.0.0.1:7101"))
+}
+
+/// What a command that failed tells its user: one line, and what to do about it.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Failure {
+    fn new(message: impl std::fmt::Display) -> Self {
+        Self { message: message.to_string(), hint: None, code: 1 }
+    }
+
+    /// An error on the way to or at a file.
+    fn file(doing: &str, path: &std::path::Path, error: impl std::fmt::Display) -> Self {
+        Self::new(format!("cannot {doing} {}: {error}", path.display()))
+    }
+
+    fn usage(message: impl std::fmt::Display) -> Self {
+        Self { code: 2, ..Self::new(message) }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn print(&self) {
+        // The message may be built of errors that span lines; what stands after `error:` is one line for scripts.
+        let message = self.message.split_whitespace().collect::<Vec<_>>().join(" ");
+        match &self.hint {
+            None => eprintln!("error: {message}"),
+            Some(hint) => eprintln!("error: {message} (hint: {hint})"),
+        }
+    }
+}
+
+/// A failed call of a node: what it said, and where it was sought.
+fn call_failed<E: std::fmt::Display>(nodes: &[String], error: &crate::api::CallError<E>) -> Failure {
+    use crate::api::CallError;
+    let failure = Failure::new(error);
+    match error {
+        CallError::Unreachable { .. } => failure.hint(format!(
+            "is a node running at {}? `concordat dev` starts three, --node names others",
+            nodes.join(", ")
+        )),
+        CallError::Refused(_) | CallError::Protocol { .. } => failure,
+    }
+}

@@ -1,10 +1,596 @@
-//! The consensus state machine: pure.
+//! The consensus state machine: Raft with pre-vote and check-quorum, ballots, and certification of what it commits.
+//!
+//! A pure function of (state, now, input): no clock, no randomness but a seed, no I/O. [`Core::step`] takes one input;
+//! [`Core::drain`] seals what the inputs since the last drain amount to (one write, one append per peer) and returns the
+//! effects in the order in which they must be executed.
+//!
+//! Positions in the log, and the order that always holds between them (checked after every drain):
+//!
+//! ```text
+//! applied ≤ delivered ≤ min(committed, durable) ≤ last
+//! certified ≤ committed
+//! ```
+//!
+//! *last* is appended here; *durable* is fsynced here; *committed* is known to be durable on a quorum, under Raft's rule;
+//! *delivered* was handed to the state machine; *certified* is covered by a verified head certificate.
 
+mod admission;
+mod ballot;
+mod certify;
+mod election;
+mod log;
+mod progress;
+mod quorum;
+mod replication;
+#[cfg(test)]
+mod tests;
 mod types;
 
+pub use ballot::content;
 pub use types::*;
 
-/// Where the core lives.
+use crate::certificate::{ElectionCertificate, Genesis, HeadCertificate, Policy, SignedFor, TableInForce};
+use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use crate::limits;
+use log::Log;
+use progress::Progress;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// What a node may choose for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Core {}
-impl Core { /** Next time to tick. */ #[must_use] pub fn deadline(&self) -> u64 { 0 } }
+pub struct Options {
+    /// Election timeouts are drawn from this range, milliseconds; its lower end is also the leader lease.
+    pub election_timeout_ms: (u64, u64),
+    /// Heartbeats, milliseconds; well below the election timeout.
+    pub heartbeat_ms: u64,
+    /// Most proposals appended and not committed, plus as many ballots as [`limits::MAX_BALLOTS`].
+    pub max_pending: usize,
+    /// Most bytes appended and not committed.
+    pub max_uncommitted_bytes: usize,
+    /// By how much a leader's clock may differ from those of a quorum's worth of peers, milliseconds.
+    pub max_clock_difference_ms: u64,
+    /// The only randomness.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            election_timeout_ms: (250, 500),
+            heartbeat_ms: 50,
+            max_pending: limits::MAX_PENDING,
+            max_uncommitted_bytes: limits::MAX_UNCOMMITTED_BYTES,
+            max_clock_difference_ms: 500,
+            seed: 0,
+        }
+    }
+}
+
+/// A candidate's count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Count {
+    granted: BTreeMap<NodeId, Vec<(SignedFor, crate::certificate::Signature)>>,
+    denied: BTreeMap<NodeId, ()>,
+    /// Whose signatures are being verified.
+    verifying: BTreeMap<NodeId, ()>,
+    certifying: bool,
+}
+
+/// A leader's own state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Lead {
+    peers: BTreeMap<NodeId, Progress>,
+    election: Arc<ElectionCertificate>,
+    heartbeat_due: u64,
+    quorum_check_due: u64,
+    /// Sequence numbers of proposals given out in this term.
+    seq: u64,
+    sign_point: Option<certify::SignPoint>,
+    ballots: BTreeMap<ProposalId, ballot::Open>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Follower,
+    /// Asking whether an election could be won; nothing has changed yet.
+    PreCandidate(BTreeMap<NodeId, bool>),
+    Candidate(Count),
+    Leader(Box<Lead>),
+}
+
+/// What waits for a write: nothing here leaves this node before `persisted` has reached its sequence number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Held {
+    /// Tell the leader how far its log is durable here.
+    Ack { to: NodeId, term: Term, session: u64, upto: LogIndex },
+    /// A reply that tells a new term, or a refusal.
+    Reply { to: NodeId, message: Message },
+    /// Sign the vote for this claim (and, when it is our own, ask the others).
+    Vote { claim: crate::certificate::ElectionClaim },
+    /// Sign the answer to a ballot.
+    Cast { id: ProposalId },
+}
+
+/// A request whose entry is in the log but not applied, or that is on a ballot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Underway {
+    id: ProposalId,
+    /// SHA-256 of the payload; zero for an aborted entry, whose payload is gone.
+    content: Digest,
+    /// Zero while on a ballot.
+    index: LogIndex,
+}
+
+/// The consensus state machine of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Core {
+    id: NodeId,
+    genesis_id: Digest,
+    /// One table, or the current and the next during a membership change.
+    tables: Vec<TableInForce>,
+    options: Options,
+    random: u64,
+    now: Now,
+
+    hard: HardState,
+    hard_dirty: bool,
+    log: Log,
+    committed: LogIndex,
+    delivered: LogIndex,
+    applied: LogIndex,
+    state: State,
+    leader: Option<NodeId>,
+    /// The election certificate of the leader followed; nobody is followed without one.
+    proof: Option<Arc<ElectionCertificate>>,
+    /// Messages of a leader whose certificate is being verified.
+    unproved: VecDeque<(NodeId, Message)>,
+    proving: bool,
+    election_due: u64,
+    /// Last word from a proved leader.
+    leader_seen: Option<u64>,
+    announced: (Role, Term, Option<NodeId>),
+    /// Peers' clocks against ours, milliseconds (positive: we are ahead).
+    clocks: BTreeMap<NodeId, i64>,
+    clock_suspect: bool,
+
+    next_seq: u64,
+    persisted: u64,
+    /// The newest write of term and vote.
+    hard_seq: u64,
+    held: VecDeque<(u64, Held)>,
+    unsealed: Vec<Held>,
+    casts: Vec<CastVote>,
+    certificate_to_persist: Option<Arc<HeadCertificate>>,
+
+    certificate: Option<Arc<HeadCertificate>>,
+    follow: certify::Follow,
+    asked: BTreeMap<ProposalId, ballot::Asked>,
+    requests: BTreeMap<Digest, Underway>,
+
+    effects: Vec<Effect>,
+    halted: bool,
+}
+
+impl Core {
+    /// A node as it was when it last stopped. The shell has applied everything up to the restored certificate.
+    #[must_use]
+    pub fn new(id: NodeId, genesis: &Genesis, restored: Restored, options: Options, now: Now) -> Self {
+        let Restored { hard, certificate, frontier, terms, last_proposed_at, tail } = restored;
+        let log = Log::new(frontier, terms, last_proposed_at, tail);
+        let committed = LogIndex(certificate.as_ref().map_or(0, |c| c.head.size));
+        assert!(committed <= log.last(), "the store checked that its newest certificate lies within its log");
+        assert!(committed.next() >= log.first_in_memory(), "everything above the certificate is in memory");
+        let mut core = Self {
+            id,
+            genesis_id: genesis.id(),
+            tables: vec![genesis.in_force()],
+            random: options.seed,
+            options,
+            now,
+            hard,
+            hard_dirty: false,
+            log,
+            committed,
+            delivered: committed,
+            applied: committed,
+            state: State::Follower,
+            leader: None,
+            proof: None,
+            unproved: VecDeque::new(),
+            proving: false,
+            election_due: 0,
+            leader_seen: None,
+            announced: (Role::Follower, Term::ZERO, None),
+            clocks: BTreeMap::new(),
+            clock_suspect: false,
+            next_seq: 1,
+            persisted: 0,
+            hard_seq: 0,
+            held: VecDeque::new(),
+            unsealed: Vec::new(),
+            casts: Vec::new(),
+            certificate_to_persist: None,
+            certificate,
+            follow: certify::Follow::default(),
+            asked: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            effects: Vec::new(),
+            halted: false,
+        };
+        core.remember_requests(committed.next());
+        core.reset_election_timer();
+        core
+    }
+
+    /// Takes one input. Call [`Core::drain`] after one or several.
+    pub fn step(&mut self, now: Now, input: Input) {
+        if self.halted {
+            return;
+        }
+        self.observe_clock(now);
+        match input {
+            Input::Tick => {}
+            Input::Receive { from, message } => self.receive(from, message),
+            Input::Submit { handle, submission } => self.submit(handle, submission),
+            Input::Decide { id, granted, on_record } => self.decide(id, granted, on_record),
+            Input::Persisted { seq } => self.on_persisted(seq),
+            Input::Fetched { peer, session, prev_term, prev_root, entries } => {
+                self.on_fetched(peer, session, prev_term, prev_root, entries);
+            }
+            Input::Applied { index } => self.on_applied(index),
+            Input::VoteSigned { claim, signatures } => self.on_vote_signed(claim, signatures),
+            Input::VoteVerified { from, claim, signatures } => self.on_vote_verified(from, claim, signatures),
+            Input::ElectionCertified { certificate } => self.on_election_certified(certificate),
+            Input::LeaderProved { certificate, valid } => self.on_leader_proved(certificate, valid),
+            Input::HeadSigned { head, signatures } => self.on_head_signed(head, signatures),
+            Input::ShareVerified { from, head, signatures } => self.on_share_verified(from, head, signatures),
+            Input::HeadCertified { certificate } => self.on_head_certified(certificate),
+            Input::CertificateVerified { certificate, valid } => self.on_certificate_verified(certificate, valid),
+            Input::BallotSigned { id, statement, under, signature } => {
+                self.on_ballot_signed(id, statement, under, signature);
+            }
+            Input::BallotVerified { from, id, statement, signature } => {
+                self.on_ballot_verified(from, id, statement, signature);
+            }
+            Input::Tallied { id, tally } => self.on_tallied(id, tally),
+        }
+        self.on_time();
+    }
+
+    /// Seals and returns what the inputs since the last drain amount to.
+    pub fn drain(&mut self) -> Vec<Effect> {
+        if !self.halted {
+            self.advance_commit();
+            self.settle_certificate();
+            self.mark_sign_point();
+            self.persist();
+            self.replicate_all();
+            self.sign_head();
+            self.deliver();
+            self.announce();
+            self.check_positions();
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When to send [`Input::Tick`] at the latest, on the monotonic clock.
+    #[must_use]
+    pub fn deadline(&self) -> u64 {
+        match &self.state {
+            State::Leader(lead) => {
+                let ballots = lead.ballots.values().map(ballot::Open::due).min().unwrap_or(u64::MAX);
+                lead.heartbeat_due.min(lead.quorum_check_due).min(ballots)
+            }
+            _ => self.election_due,
+        }
+    }
+
+    /// This node's role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match self.state {
+            State::Leader(_) => Role::Leader,
+            State::Candidate(_) => Role::Candidate,
+            // A pre-vote changes nothing, so whoever asks for one still is a follower to the world.
+            State::Follower | State::PreCandidate(_) => Role::Follower,
+        }
+    }
+
+    /// The term.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.hard.term
+    }
+    /// The vote in this term.
+    #[must_use]
+    pub fn vote(&self) -> Option<&crate::certificate::ElectionClaim> {
+        self.hard.vote.as_ref()
+    }
+    /// Who leads, when known.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader
+    }
+    /// The commit index.
+    #[must_use]
+    pub fn committed(&self) -> LogIndex {
+        self.committed
+    }
+    /// The last index appended here.
+    #[must_use]
+    pub fn last_index(&self) -> LogIndex {
+        self.log.last()
+    }
+    /// The last index fsynced here.
+    #[must_use]
+    pub fn durable(&self) -> LogIndex {
+        self.log.durable()
+    }
+    /// The newest head certificate held here.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Arc<HeadCertificate>> {
+        self.certificate.as_ref()
+    }
+    /// How far a peer is known to hold the log; only a leader knows.
+    #[must_use]
+    pub fn matched(&self, peer: &NodeId) -> Option<LogIndex> {
+        match &self.state {
+            State::Leader(lead) => lead.peers.get(peer).map(|p| p.matched),
+            _ => None,
+        }
+    }
+    /// Ballots open at this leader.
+    #[must_use]
+    pub fn open_ballots(&self) -> usize {
+        match &self.state {
+            State::Leader(lead) => lead.ballots.len(),
+            _ => 0,
+        }
+    }
+    /// An entry that is still in memory.
+    #[must_use]
+    pub fn entry(&self, index: LogIndex) -> Option<&Arc<crate::certificate::Entry>> {
+        self.log.get(index)
+    }
+    /// The tree root over the first entries, while those are in memory.
+    #[must_use]
+    pub fn root_at(&self, index: LogIndex) -> Option<Digest> {
+        self.log.root_at(index)
+    }
+
+    fn receive(&mut self, from: NodeId, message: Message) {
+        if !self.tables.iter().any(|t| t.table.get(&from).is_some()) {
+            return;
+        }
+        match message {
+            Message::PreVote { term, last_index, last_term } => self.on_pre_vote(from, term, last_index, last_term),
+            Message::PreVoteReply { term, granted, wall } => self.on_pre_vote_reply(from, term, granted, wall),
+            Message::RequestVote { claim } => self.on_request_vote(from, claim),
+            Message::RequestVoteReply { term, granted, signatures } => {
+                self.on_request_vote_reply(from, term, granted, signatures);
+            }
+            message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.from_leader(from, message),
+            Message::AppendReply { term, session, result } => self.on_append_reply(from, term, session, result),
+            Message::HeartbeatReply { term, session, wall, certified } => {
+                self.on_heartbeat_reply(from, term, session, wall, certified);
+            }
+            Message::ProofWanted { term } => self.on_proof_wanted(from, term),
+            Message::HeadShare { head, signatures } => self.on_head_share(from, head, signatures),
+            Message::Certificate(certificate) => self.on_certificate(certificate),
+            Message::Ballot { term, ballot } => self.on_ballot(from, term, ballot),
+            Message::Vote { term, id, statement, under, signature } => {
+                self.on_vote(from, term, id, statement, under, signature);
+            }
+        }
+    }
+
+    /// Everything that the clock alone brings about.
+    fn on_time(&mut self) {
+        match self.state {
+            State::Leader(_) => self.lead_on_time(),
+            _ if self.now.mono >= self.election_due => self.campaign_on_time(),
+            _ => {}
+        }
+        self.forget_asked();
+    }
+
+    /// Hands what is new to the disk, as one write, and seals what waits for it.
+    fn persist(&mut self) {
+        for cast in std::mem::take(&mut self.casts) {
+            self.emit_write(Write { cast: Some(cast), ..Write::default() });
+        }
+        let entries = self.log.unissued();
+        let certificate = self.certificate_to_persist.take();
+        if self.hard_dirty || !entries.is_empty() || certificate.is_some() {
+            let hard = std::mem::take(&mut self.hard_dirty).then(|| self.hard.clone());
+            let appended = !entries.is_empty();
+            let voted = hard.is_some();
+            let seq = self.emit_write(Write { hard, entries, cast: None, certificate });
+            if voted {
+                self.hard_seq = seq;
+            }
+            if appended {
+                self.log.issue(seq);
+            }
+        }
+        let seq = self.next_seq - 1;
+        for held in std::mem::take(&mut self.unsealed) {
+            if self.is_durable(&held) {
+                self.let_go(held);
+            } else {
+                self.held.push_back((seq, held));
+            }
+        }
+        self.release();
+    }
+
+    /// Whether everything that this promise rests on is fsynced already, so that it need not wait for later writes: a
+    /// slow disk must not make a follower look dead.
+    fn is_durable(&self, held: &Held) -> bool {
+        let term_is = self.hard_seq <= self.persisted;
+        match held {
+            Held::Ack { upto, .. } => term_is && *upto <= self.log.durable(),
+            Held::Reply { .. } => term_is,
+            Held::Vote { .. } | Held::Cast { .. } => self.next_seq - 1 <= self.persisted,
+        }
+    }
+
+    fn emit_write(&mut self, write: Write) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.effects.push(Effect::Persist { seq, write });
+        seq
+    }
+
+    fn on_persisted(&mut self, seq: u64) {
+        self.persisted = self.persisted.max(seq);
+        self.log.persisted(seq);
+        self.release();
+    }
+
+    fn release(&mut self) {
+        while let Some((_, held)) = self.held.pop_front_if(|h| h.0 <= self.persisted) {
+            self.let_go(held);
+        }
+    }
+
+    /// Lets go of what waited. This is the one place where a promise leaves: everything here rests on writes that
+    /// `persisted` says are fsynced.
+    fn let_go(&mut self, held: Held) {
+        match held {
+            // Between the write and now the term may have moved on and the log been rewritten; then the promise is
+            // void. Within one term a follower's log only grows, so the term alone tells.
+            Held::Ack { to, term, session, upto } => {
+                if term == self.hard.term && self.leader == Some(to) {
+                    let result = AppendResult::Durable(upto);
+                    self.send(to, Message::AppendReply { term, session, result });
+                }
+            }
+            Held::Reply { to, message } => self.send(to, message),
+            Held::Vote { claim } => self.on_vote_durable(claim),
+            Held::Cast { id } => self.on_cast_durable(id),
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        debug_assert_ne!(to, self.id);
+        self.effects.push(Effect::Send { to, message });
+    }
+
+    /// Hands committed entries to the state machine, never beyond what is durable here.
+    fn deliver(&mut self) {
+        let upto = self.committed.min(self.log.durable());
+        if upto > self.delivered {
+            let mut entries = self.log.range(self.delivered.next(), usize::MAX);
+            entries.truncate(usize::try_from(upto.0 - self.delivered.0).unwrap_or(usize::MAX));
+            debug_assert_eq!(entries.last().map(|e| e.index()), Some(upto));
+            self.delivered = upto;
+            self.effects.push(Effect::Commit { entries, index: upto });
+        }
+    }
+
+    fn on_applied(&mut self, index: LogIndex) {
+        self.applied = self.applied.max(index.min(self.delivered));
+        let applied = self.applied;
+        self.requests.retain(|_, r| r.index == LogIndex::ZERO || r.index > applied);
+        self.log.trim(applied);
+    }
+
+    fn announce(&mut self) {
+        let now = (self.role(), self.hard.term, self.leader);
+        if now != self.announced {
+            self.announced = now;
+            self.effects.push(Effect::Role { role: now.0, term: now.1, leader: now.2 });
+        }
+    }
+
+    fn halt(&mut self, why: Halt) {
+        self.halted = true;
+        self.effects.push(Effect::Halt(why));
+    }
+
+    fn check_positions(&self) {
+        let certified = LogIndex(self.certificate.as_ref().map_or(0, |c| c.head.size));
+        assert!(self.applied <= self.delivered, "applied {} ≤ delivered {}", self.applied, self.delivered);
+        assert!(
+            self.delivered <= self.committed.min(self.log.durable()),
+            "delivered {} is committed and durable",
+            self.delivered
+        );
+        assert!(self.committed <= self.log.last(), "committed {} ≤ last {}", self.committed, self.log.last());
+        assert!(certified <= self.committed, "certified {certified} ≤ committed {}", self.committed);
+    }
+
+    /// Notices when the wall clock jumps against the monotonic one: a leader must not stamp entries by such a clock.
+    fn observe_clock(&mut self, now: Now) {
+        let elapsed = now.mono.saturating_sub(self.now.mono);
+        let jump = now.wall.abs_diff(self.now.wall.saturating_add(elapsed));
+        self.now = now;
+        if jump > self.options.max_clock_difference_ms {
+            // Differences measured before the jump mean nothing now; until a quorum's are measured anew, this clock
+            // stamps nothing.
+            self.clocks.clear();
+            self.clock_suspect = !quorum::reached(&self.tables, |id| *id == self.id);
+        }
+    }
+
+    fn note_clock(&mut self, peer: NodeId, wall: u64) {
+        let difference = i64::try_from(self.now.wall).unwrap_or(i64::MAX) - i64::try_from(wall).unwrap_or(i64::MAX);
+        self.clocks.insert(peer, difference);
+        let off = self.clock_is_off();
+        if off && !self.clock_suspect {
+            let mut all: Vec<i64> = self.clocks.values().copied().collect();
+            all.sort_unstable();
+            let difference_ms = all.get(all.len() / 2).copied().unwrap_or_default();
+            self.effects.push(Effect::Alarm(Alarm::ClockOutOfBound { difference_ms }));
+        }
+        let measured = quorum::reached(&self.tables, |id| *id == self.id || self.clocks.contains_key(id));
+        if off || measured {
+            self.clock_suspect = off;
+        }
+    }
+
+    /// Whether a quorum's clocks all differ from ours by more than the bound.
+    fn clock_is_off(&self) -> bool {
+        let bound = self.options.max_clock_difference_ms;
+        quorum::reached(&self.tables, |id| self.clocks.get(id).is_some_and(|d| d.unsigned_abs() > bound))
+    }
+
+    fn under(&self) -> Vec<SignedFor> {
+        self.tables
+            .iter()
+            .map(|t| SignedFor { genesis_id: self.genesis_id, epoch: t.epoch, epoch_hash: t.epoch_hash })
+            .collect()
+    }
+
+    fn is_voter(&self) -> bool {
+        quorum::is_voter(&self.tables, &self.id)
+    }
+
+    /// All other members of the tables in force.
+    fn others(&self) -> Vec<NodeId> {
+        let mut ids: Vec<NodeId> = self
+            .tables
+            .iter()
+            .flat_map(|t| t.table.members().iter().map(|m| m.did))
+            .filter(|d| *d != self.id)
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    fn all_auto(&self) -> bool {
+        self.tables.iter().all(|t| t.table.voters().all(|m| m.policy == Policy::Auto))
+    }
+
+    /// splitmix64.
+    fn draw(&mut self, below: u64) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below.max(1)
+    }
+}

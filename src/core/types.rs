@@ -1,7 +1,7 @@
 //! The vocabulary between the core and whoever drives it: inputs, effects, messages.
 //!
-//! The drain rule: one [`Input`], then execute all [`Effect`]s in the order in which they were emitted, then the next
-//! input. `Persist` effects complete in order, each by one [`Input::Persisted`]; signing and verifying complete in any
+//! The drain rule: any number of [`Input`]s, then [`Core::drain`](super::Core::drain), then execute all [`Effect`]s in the
+//! order in which they were emitted. `Persist` effects complete in order, each by one [`Input::Persisted`]; signing and verifying complete in any
 //! order, each by the input named at its effect.
 
 use crate::certificate::{
@@ -103,6 +103,8 @@ pub enum Admission {
     },
     /// A bound is reached; try again later.
     Backpressure,
+    /// The request's deadline has passed.
+    RequestExpired,
     /// Below the quorum rule or above the number of voters.
     InvalidQuorum {
         /// Lowest allowed.
@@ -112,8 +114,6 @@ pub enum Admission {
     },
     /// The leader's clock is out of bound against its peers': it takes nothing.
     ClockOutOfBound,
-    /// Leadership is being handed over.
-    Transferring,
 }
 
 /// A question put to one member.
@@ -154,13 +154,13 @@ pub enum Message {
         term: Term,
         /// The answer.
         granted: bool,
+        /// The answerer's wall clock.
+        wall: u64,
     },
     /// Vote for me.
     RequestVote {
         /// The signed claim; its candidate is the sender.
         claim: ElectionClaim,
-        /// Set in a leadership transfer: followers in contact with a leader answer too.
-        transfer: bool,
     },
     /// Answer to `RequestVote`; a grant carries one signature per table in force (current first).
     RequestVoteReply {
@@ -212,8 +212,6 @@ pub enum Message {
         commit: LogIndex,
         /// As in `Append`.
         sign_point: LogIndex,
-        /// A read context, never reused; zero when none is asked for.
-        context: u64,
         /// The leader's wall clock, for the bound on clock differences.
         wall: u64,
         /// As in `Append`.
@@ -225,10 +223,15 @@ pub enum Message {
         term: Term,
         /// Echoed.
         session: u64,
-        /// Echoed.
-        context: u64,
         /// The answerer's wall clock.
         wall: u64,
+        /// Size of the newest head certificate that the answerer holds.
+        certified: u64,
+    },
+    /// You say you lead this term, and I have seen no election certificate: send it along.
+    ProofWanted {
+        /// The term.
+        term: Term,
     },
     /// One member's signature on a head; one per table in force (current first).
     HeadShare {
@@ -239,11 +242,6 @@ pub enum Message {
     },
     /// A quorum's. Receivers verify before they keep it.
     Certificate(Arc<HeadCertificate>),
-    /// Send me certificates of heads above this size (a follower that sees it has missed some).
-    CertificateRequest {
-        /// Newest size held.
-        above: u64,
-    },
     /// A leader's question.
     Ballot {
         /// The leader's term.
@@ -263,23 +261,6 @@ pub enum Message {
         under: SignedFor,
         /// The signature.
         signature: Signature,
-    },
-    /// Ask the leader for its commit index, confirmed by a quorum (ReadIndex).
-    ReadIndex {
-        /// The asker's context, never reused.
-        context: u64,
-    },
-    /// Answer to `ReadIndex`.
-    ReadIndexReply {
-        /// Echoed.
-        context: u64,
-        /// Reads at or after this index are linearizable; `None`: ask again.
-        index: Option<LogIndex>,
-    },
-    /// Leadership transfer: stand now.
-    TimeoutNow {
-        /// The leader's term.
-        term: Term,
     },
 }
 
@@ -353,7 +334,7 @@ pub enum Crypto {
         /// Verified signatures, a list per table.
         signatures: Vec<(SignedFor, Vec<(NodeId, Signature)>)>,
     },
-    /// Against the tables in force at that head. → [`Input::CertificateVerified`] only when it verifies.
+    /// Against the tables in force at that head. → [`Input::CertificateVerified`].
     VerifyCertificate {
         /// What.
         certificate: Arc<HeadCertificate>,
@@ -495,6 +476,8 @@ pub enum Input {
     CertificateVerified {
         /// The certificate.
         certificate: Arc<HeadCertificate>,
+        /// Whether it verifies.
+        valid: bool,
     },
     /// See [`Crypto::SignVote`].
     BallotSigned {
@@ -624,6 +607,11 @@ pub enum Alarm {
         /// Whose.
         from: NodeId,
     },
+    /// A leader sent entries that are not consecutive, run backwards in term or time, or lack its election certificate.
+    MalformedAppend {
+        /// Who.
+        from: NodeId,
+    },
     /// A peer's election certificate did not verify; it is not followed.
     FalseLeader {
         /// Who.
@@ -637,15 +625,19 @@ pub enum Alarm {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Halt {
     /// Same (index, term), another root.
-    #[error("the leader {leader} has another history at index {index}: its tree root differs from ours for the same term; one of the two logs is corrupt or the leader misbehaves; do not restart this node before comparing both with `concordat audit`")]
+    #[error(
+        "the leader {leader} has another history at index {index}: its tree root differs from ours for the same term; one of the two logs is corrupt or the leader misbehaves; do not restart this node before comparing both with `concordat audit`"
+    )]
     RootMismatch {
         /// Who.
         leader: NodeId,
         /// Where.
         index: LogIndex,
     },
-    /// The leader wants a committed entry overwritten.
-    #[error("the leader {leader} wants entry {index} overwritten, which is committed here")]
+    /// The leader wants an entry overwritten that is committed here, or of its own term.
+    #[error(
+        "the leader {leader} wants entry {index} overwritten, which is committed here or of its own term; compare the nodes with `concordat audit`"
+    )]
     CommittedOverwrite {
         /// Who.
         leader: NodeId,
@@ -688,5 +680,4 @@ mod wire_entries {
         let raw: Vec<serde_bytes::ByteBuf> = Vec::deserialize(d)?;
         raw.iter().map(|b| Entry::decode(b).map(Arc::new).map_err(serde::de::Error::custom)).collect()
     }
-
 }

@@ -1,153 +1,272 @@
 //! What the rest of the program does with a running node.
 
+use super::Ended;
+use super::clock::wall_ms;
+use super::owner::Event;
+use super::shared::Shared;
 use crate::api::{
-    AbortEvent, CertificatePage, CommitEvent, EntryPage, EntryView, OpenBallot, ProposalStatus, Propose, ProposeError,
-    Status, StreamError, VoteError,
+    OpenBallot, ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait,
 };
-use crate::certificate::{Genesis, Receipt};
-use crate::ids::{LogIndex, ProposalId};
+use crate::certificate::{Genesis, Request};
+use crate::core::{Submission, content};
+use crate::ids::{Digest, NodeId, ProposalId};
+use crate::limits::{
+    DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, MAX_PAYLOAD, MAX_REQUEST_HORIZON_MS, MAX_REQUESTS, MAX_TTL_MS,
+    MIN_TTL_MS,
+};
 use crate::registry;
-use futures::stream::BoxStream;
+use rand::TryRngCore;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
 
-/// Why a query has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum QueryError {
-    /// No such thing in this log (yet).
-    #[error("{what} is not in this node's log")]
-    NotFound {
-        /// What.
-        what: String,
-    },
-    /// Committed, but no head certificate covers it yet.
-    #[error("entry {index} is not certified yet (certified up to {certified}); ask again in a moment")]
-    NotCertified {
-        /// Which.
-        index: LogIndex,
-        /// How far certificates reach.
-        certified: LogIndex,
-    },
-    /// The store failed.
-    #[error("the store failed: {0}")]
-    Store(String),
-}
+/// How much longer than its time to live a proposal is waited for when the caller does not say.
+const DEFAULT_PATIENCE_MS: u64 = 5_000;
+/// The longest wait of one answer.
+const MAX_WAIT_MS: u64 = 15 * 60 * 1000;
 
 /// A running node; cheap to clone. Queries marked blocking read the store: call them from `spawn_blocking`.
 #[derive(Clone)]
 pub struct Handle {
-    inner: Arc<()>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Handle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
     /// Proposes and waits as `propose.wait` says, at most `wait_ms`; then answers with the state reached.
     ///
     /// # Errors
     /// [`ProposeError`].
-    pub async fn submit(&self, _propose: Propose) -> Result<ProposalStatus, ProposeError> {
-        todo!()
+    pub async fn submit(&self, propose: Propose) -> Result<ProposalStatus, ProposeError> {
+        let (wait, wait_ms) = (propose.wait, propose.wait_ms);
+        let submission = self.check(propose)?;
+        let request = submission.request.clone();
+        let patience = wait_ms.unwrap_or(submission.ttl_ms + DEFAULT_PATIENCE_MS).min(MAX_WAIT_MS);
+        let mut status = ProposalStatus {
+            id: None,
+            state: ProposalState::Pending,
+            index: None,
+            abort_reason: None,
+            outcome: None,
+            repeated: false,
+            client: request.client.clone(),
+            request_id: request.request_id.clone(),
+        };
+        let key = request.key();
+        let done = self.shared.wait_for(key);
+        if self.known(&key, &submission.payload)? {
+            self.shared.forget_waiters(&key);
+            status.repeated = true;
+        } else {
+            let outcome =
+                tokio::time::timeout(Duration::from_millis(patience), self.see_through(submission, wait, done, &mut status));
+            let outcome = outcome.await;
+            self.shared.forget_waiters(&key);
+            match outcome {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) | Err(_) => return Ok(status),
+                Ok(Err(why)) => return Err(why),
+            }
+        }
+        self.settle(&key, wait, patience, status).await
     }
-    /// Where a proposal stands. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn proposal(&self, _id: &ProposalId) -> Result<ProposalStatus, QueryError> {
-        todo!()
+
+    /// Hands a submission over and waits until it is applied (true) or, if that is all that is asked, taken (false).
+    async fn see_through(
+        &self,
+        submission: Submission,
+        wait: Wait,
+        mut done: oneshot::Receiver<()>,
+        status: &mut ProposalStatus,
+    ) -> Result<bool, ProposeError> {
+        let (tell, mut taken) = oneshot::channel();
+        self.shared.events.try_send(Event::Submit { submission, taken: tell }).map_err(|e| match e {
+            tokio::sync::mpsc::error::TrySendError::Full(_) => ProposeError::Backpressure,
+            tokio::sync::mpsc::error::TrySendError::Closed(_) => ProposeError::Closed,
+        })?;
+        tokio::select! {
+            biased;
+            applied = &mut done => return applied.map(|()| true).map_err(|_| ProposeError::Closed),
+            answer = &mut taken => match answer {
+                Ok(answer) => status.id = Some(answer?),
+                // Routed to nobody because it is applied already: `done` says so.
+                Err(_) => {}
+            },
+        }
+        if wait == Wait::Accepted {
+            return Ok(false);
+        }
+        let mut ended = self.shared.ended.subscribe();
+        tokio::select! {
+            applied = &mut done => applied.map(|()| true).map_err(|_| ProposeError::Closed),
+            _ = ended.wait_for(Option::is_some) => Err(ProposeError::Closed),
+        }
     }
-    /// Where the proposal of a request stands. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn request(&self, _client: &str, _request_id: &str) -> Result<ProposalStatus, QueryError> {
-        todo!()
+
+    /// The request is applied here: reads what came of it, and waits for its certificate if that is asked.
+    async fn settle(
+        &self,
+        key: &Digest,
+        wait: Wait,
+        patience: u64,
+        mut status: ProposalStatus,
+    ) -> Result<ProposalStatus, ProposeError> {
+        let Some(index) = self.fill(key, &mut status) else { return Ok(status) };
+        if wait == Wait::Certified && status.state != ProposalState::Aborted {
+            let mut certificate = self.shared.certificate.subscribe();
+            let covered = certificate.wait_for(|c| c.as_ref().is_some_and(|c| c.head.size >= index.0));
+            // A wait that outlives the caller's patience ends with the state reached.
+            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(patience), covered).await {
+                status.state = ProposalState::Certified;
+            }
+        }
+        Ok(status)
     }
+
+    /// Fills in what the state machine knows of a request; `None` when it knows nothing (any more).
+    pub(super) fn fill(&self, key: &Digest, status: &mut ProposalStatus) -> Option<crate::ids::LogIndex> {
+        let replica = self.shared.replica();
+        let first = replica.state.answered(key)?;
+        status.id = Some(first.id);
+        status.index = Some(first.index);
+        status.outcome = Some(first.outcome.clone());
+        status.abort_reason = first.outcome.abort_reason();
+        status.state = match status.abort_reason {
+            Some(_) => ProposalState::Aborted,
+            None if self.shared.certified_size() >= first.index.0 => ProposalState::Certified,
+            None => ProposalState::Committed,
+        };
+        Some(first.index)
+    }
+
+    /// Whether the request is applied already; an error when it is with another payload.
+    fn known(&self, key: &Digest, payload: &[u8]) -> Result<bool, ProposeError> {
+        let replica = self.shared.replica();
+        match replica.state.answered(key) {
+            None if replica.state.requests_len() >= MAX_REQUESTS => Err(ProposeError::Backpressure),
+            None => Ok(false),
+            Some(first) if first.may_be(&content(payload)) => Ok(true),
+            Some(_) => Err(ProposeError::RequestIdReused),
+        }
+    }
+
+    /// Everything about a proposal that can be judged without the cluster.
+    fn check(&self, propose: Propose) -> Result<Submission, ProposeError> {
+        let Propose { payload, client, request_id, deadline_ms, required_quorum, ttl_ms, .. } = propose;
+        let ttl_ms = ttl_ms.unwrap_or(DEFAULT_TTL_MS);
+        if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms) {
+            return Err(ProposeError::InvalidTtl);
+        }
+        let now = wall_ms();
+        // An unnamed request can only be repeated by this node, and only while it lives.
+        let horizon = if request_id.is_some() { DEFAULT_REQUEST_HORIZON_MS } else { 2 * MAX_TTL_MS };
+        let deadline_ms = deadline_ms.unwrap_or(now + horizon);
+        if deadline_ms > now + MAX_REQUEST_HORIZON_MS {
+            return Err(ProposeError::InvalidDeadline);
+        }
+        let request = Request {
+            client: client.unwrap_or_else(|| "anonymous".into()),
+            request_id: request_id.unwrap_or_else(|| hex::encode(random::<16>())),
+            deadline_ms,
+        };
+        if !request.is_within_bounds() {
+            return Err(ProposeError::InvalidRequestId);
+        }
+        if deadline_ms < now && self.shared.replica().state.answered(&request.key()).is_none() {
+            return Err(ProposeError::RequestExpired);
+        }
+        if let Some(required) = required_quorum {
+            let least = u16::try_from(self.shared.table.quorum()).unwrap_or(u16::MAX);
+            let most = u16::try_from(self.shared.table.table.voters().count()).unwrap_or(u16::MAX);
+            if !(least..=most).contains(&required) {
+                return Err(ProposeError::InvalidQuorum { least, most });
+            }
+        }
+        registry::check_payload(&payload).map_err(|why| ProposeError::MalformedOperation {
+            operation: why.operation,
+            detail: why.detail,
+        })?;
+        let payload = serde_json::to_vec(&payload).map_err(|why| ProposeError::MalformedOperation {
+            operation: "payload".into(),
+            detail: why.to_string(),
+        })?;
+        if payload.len() > MAX_PAYLOAD {
+            return Err(ProposeError::PayloadTooLarge { size: payload.len(), limit: MAX_PAYLOAD });
+        }
+        Ok(Submission { origin: self.shared.id, request, salt: random(), payload, required_quorum, ttl_ms })
+    }
+
     /// This member's answer on an open ballot; returns once it is durable.
     ///
     /// # Errors
     /// [`VoteError`].
-    pub async fn cast_vote(&self, _id: ProposalId, _granted: bool) -> Result<(), VoteError> {
-        todo!()
+    pub async fn cast_vote(&self, id: ProposalId, granted: bool) -> Result<(), VoteError> {
+        let (done, answer) = oneshot::channel();
+        self.shared.events.send(Event::Vote { id, granted, done }).await.map_err(|_| VoteError::Closed)?;
+        answer.await.unwrap_or(Err(VoteError::Closed))
     }
+
     /// Ballots that wait for this member's application.
     #[must_use]
     pub fn ballots(&self) -> Vec<OpenBallot> {
-        todo!()
+        self.shared.ballots()
     }
-    /// Committed entries. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn entries(&self, _from: LogIndex, _limit: usize) -> Result<EntryPage, QueryError> {
-        todo!()
-    }
-    /// One committed entry. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn entry(&self, _index: LogIndex) -> Result<EntryView, QueryError> {
-        todo!()
-    }
-    /// The receipt of one entry. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn receipt(&self, _index: LogIndex) -> Result<Receipt, QueryError> {
-        todo!()
-    }
-    /// The receipt of a proposal. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn receipt_of(&self, _id: &ProposalId) -> Result<Receipt, QueryError> {
-        todo!()
-    }
-    /// Head certificates of sizes above `above`, ascending. Blocking.
-    ///
-    /// # Errors
-    /// [`QueryError`].
-    pub fn certificates(&self, _above: u64, _limit: usize) -> Result<CertificatePage, QueryError> {
-        todo!()
-    }
+
     /// Looks at the replicated state as applied here.
-    pub fn registry<R>(&self, _look: impl FnOnce(&registry::State) -> R) -> R {
-        todo!()
+    pub fn registry<R>(&self, look: impl FnOnce(&registry::State) -> R) -> R {
+        look(&self.shared.replica().state)
     }
-    /// The node and its members.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        todo!()
-    }
-    /// Why this node is not ready to serve, or `None` when it is: a leader is known and what was committed is applied.
-    #[must_use]
-    pub fn unready(&self) -> Option<String> {
-        todo!()
-    }
+
     /// The genesis that this store pins.
     #[must_use]
     pub fn genesis(&self) -> &Genesis {
-        todo!()
+        &self.shared.genesis
     }
-    /// Certified `Proposal` entries from an index on, in order, each once; ends only with an error.
-    #[must_use]
-    pub fn commits(&self, _from: LogIndex) -> BoxStream<'static, Result<CommitEvent, StreamError>> {
-        todo!()
-    }
-    /// Certified `Aborted` entries from an index on, in order, each once; ends only with an error.
-    #[must_use]
-    pub fn aborts(&self, _from: LogIndex) -> BoxStream<'static, Result<AbortEvent, StreamError>> {
-        todo!()
-    }
+
     /// The metrics in Prometheus text format.
     #[must_use]
     pub fn metrics(&self) -> String {
-        todo!()
+        let shared = &self.shared;
+        for member in shared.table.table.members().iter().filter(|member| member.did != shared.id) {
+            shared.telemetry.set_peer_connected(member.did, shared.transport.connected(&member.did));
+        }
+        shared.telemetry.render()
     }
+
     /// The HTTP address of a member, when it announced one.
     #[must_use]
-    pub fn http_address(&self, _did: &crate::ids::NodeId) -> Option<String> {
-        todo!()
+    pub fn http_address(&self, did: &NodeId) -> Option<String> {
+        self.shared.http_address(did)
     }
+
+    /// The address where peers reach this node.
+    #[must_use]
+    pub fn peer_address(&self) -> std::net::SocketAddr {
+        self.shared.transport.local_addr()
+    }
+
+    /// Resolves when the node has ended, by [`Handle::close`] or by itself.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.shared.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(how) => how.clone().unwrap_or(Ended::Closed),
+            Err(_) => Ended::Closed,
+        }
+    }
+
     /// Ends every task and closes the store; returns when all have ended.
     pub async fn close(&self) {
-        todo!()
+        // The owner may be gone already.
+        let _gone = self.shared.events.send(Event::Close).await;
+        self.ended().await;
     }
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::rngs::OsRng.try_fill_bytes(&mut bytes).expect("the operating system has randomness");
+    bytes
 }

@@ -1,5 +1,242 @@
-//! The shell: one owner loop that feeds the core and executes its effects.
+//! The shell: one owner loop that feeds the core and executes its effects, threads for what must not delay it, and
+//! the [`Handle`] that the rest of the program holds.
 
+mod applied;
+pub mod clock;
+mod consensus;
+mod crypto;
 mod handle;
+mod mailbox;
+mod owner;
+mod pending;
+mod queries;
+mod shared;
+mod streams;
 
-pub use handle::{Handle, QueryError};
+pub use crypto::Signer;
+pub use handle::Handle;
+pub use queries::QueryError;
+
+use crate::certificate::{Genesis, PublicKey};
+use crate::config::Config;
+use crate::core::{self, Core};
+use crate::ids::{LogIndex, NodeId};
+use crate::limits::MAX_APPEND_BYTES;
+use crate::storage::{OpenError, PinError, ReadError, Store};
+use crate::telemetry::Telemetry;
+use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
+use crate::wire::Frame;
+use applied::{Applier, Replica};
+use clock::Clock;
+use crypto::Pool;
+use mailbox::Mailbox;
+use owner::Owner;
+use rand::TryRngCore;
+use shared::{Parts, Shared};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Requests of handles that may wait for the owner loop.
+const EVENTS: usize = 4096;
+
+/// What a node needs to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory that `init` made.
+    pub data: PathBuf,
+    /// The cluster.
+    pub genesis: Genesis,
+    /// Where peers connect, UDP.
+    pub listen: SocketAddr,
+    /// Where this node serves HTTP, told to its peers.
+    pub http: Option<String>,
+    /// Everything tunable.
+    pub config: Config,
+}
+
+/// How a node ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As asked.
+    Closed,
+    /// By itself, because going on could break a promise; says why and what to do.
+    Halted(String),
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The identity file.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store belongs to another cluster.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The log cannot be read back.
+    #[error("the log cannot be read back: {0}")]
+    Read(#[from] ReadError),
+    /// The identity file and the store were made for different members.
+    #[error("the identity file is that of {identity}, the store that of {store}: they do not belong together")]
+    ForeignStore {
+        /// In the identity file.
+        identity: NodeId,
+        /// In the store.
+        store: NodeId,
+    },
+    /// Not in the genesis.
+    #[error("{id} is not a member of cluster {cluster:?}: make the genesis from the member.json of this data directory")]
+    NotAMember {
+        /// This node.
+        id: NodeId,
+        /// The genesis.
+        cluster: String,
+    },
+    /// In the genesis with another key.
+    #[error("the genesis names BLS key {genesis:?} for {id}, this store holds {store:?}: the store was made anew since; a member that lost its store comes back by a membership change with its new key")]
+    ForeignKey {
+        /// This node.
+        id: NodeId,
+        /// In the genesis.
+        genesis: PublicKey,
+        /// In the store.
+        store: PublicKey,
+    },
+    /// The peer port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Threads.
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The log contains an entry that the state machine cannot follow.
+    #[error("the store's log has no entry {0}, which its newest certificate covers")]
+    Gap(LogIndex),
+}
+
+/// Opens the store, recovers, and runs the node in background tasks of the current tokio runtime.
+///
+/// # Errors
+/// [`StartError`]; nothing runs then.
+pub async fn start(options: Options) -> Result<Handle, StartError> {
+    let Options { data, genesis, listen, http, config } = options;
+    let identity = Identity::load(&data.join(transport::IDENTITY_FILE))?;
+    let (store, recovered, replica) = open(data, genesis.clone()).await?;
+    let id = identity.did();
+    if recovered.did != id {
+        return Err(StartError::ForeignStore { identity: id, store: recovered.did });
+    }
+    let row = genesis
+        .table
+        .get(&id)
+        .ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?
+        .clone();
+    let own_key = recovered.bls.public();
+    if row.bls_key != own_key {
+        return Err(StartError::ForeignKey { id, genesis: row.bls_key, store: own_key });
+    }
+
+    let clock = Clock::start();
+    let peers = genesis.table.members().iter().filter(|m| m.did != id);
+    let peers: Vec<Peer> = peers.map(|m| Peer { id: m.did, address: m.address.clone() }).collect();
+    let telemetry = Telemetry::new(peers.iter().map(|peer| peer.id));
+    let hello = Frame::Hello { http: http.clone(), version: env!("CARGO_PKG_VERSION").into() };
+    let (transport, incoming) = Transport::bind(&identity, listen, peers, hello, transport::Options::default()).await?;
+    let (events_in, events) = mpsc::channel(EVENTS);
+    let shared = Arc::new(Shared::new(Parts {
+        id,
+        genesis: genesis.clone(),
+        policy: row.policy,
+        forward: config.http.forward,
+        store: store.clone(),
+        transport,
+        telemetry,
+        clock,
+        events: events_in,
+        replica,
+        certificate: recovered.restored.certificate.clone(),
+        http,
+    }));
+
+    let mailbox = Arc::new(Mailbox::default());
+    let signer = Signer::new(id, genesis.id(), recovered.bls, vec![genesis.in_force()]);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    let pool = Pool::start(threads, signer, &mailbox)?;
+    let applier = Applier::start(shared.clone(), mailbox.clone())?;
+    let completed = mailbox.clone();
+    let committer = store.start(move |result| match result {
+        Ok(seq) => completed.persisted(seq),
+        Err(why) => completed.fail(why.to_string()),
+    });
+    let applied = *shared.applied.borrow();
+    let core = Core::new(id, &genesis, recovered.restored, core_options(&config), clock.now());
+    let owner = Owner {
+        core,
+        shared: shared.clone(),
+        mailbox,
+        committer,
+        pool,
+        applier,
+        rules: config.rules,
+        max_pending: config.limits.pending,
+        events,
+        incoming,
+        pending: BTreeMap::new(),
+        origins: BTreeMap::new(),
+        next_handle: 1,
+        retry_at: 0,
+        recent_casts: HashMap::new(),
+        cast_waiters: HashMap::new(),
+        cast_writes: Vec::new(),
+        persisted: 0,
+        writing: VecDeque::new(),
+        applied,
+        role: core::Role::Follower,
+        stop: None,
+    };
+    tokio::spawn(owner.run());
+    Ok(Handle::new(shared))
+}
+
+/// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
+async fn open(
+    data: PathBuf,
+    genesis: Genesis,
+) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let (store, recovered) = Store::open(&data)?;
+        store.pin_genesis(&genesis)?;
+        let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
+        let mut replica = Replica::default();
+        let mut next = LogIndex(1);
+        while next <= certified {
+            let entries = store.read(next, certified, MAX_APPEND_BYTES)?;
+            for entry in &entries {
+                replica.apply(entry);
+            }
+            store.archive(&entries)?;
+            next = entries.last().map(|e| e.index().next()).ok_or(StartError::Gap(next))?;
+        }
+        Ok((store, recovered, replica))
+    });
+    opened.await.map_err(std::io::Error::other)?
+}
+
+fn core_options(config: &Config) -> core::Options {
+    let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let mut seed = [0; 8];
+    rand::rngs::OsRng.try_fill_bytes(&mut seed).expect("the operating system has randomness");
+    core::Options {
+        election_timeout_ms: (ms(config.consensus.election_timeout_min), ms(config.consensus.election_timeout_max)),
+        heartbeat_ms: ms(config.consensus.heartbeat),
+        max_pending: config.limits.pending,
+        max_uncommitted_bytes: config.limits.uncommitted_bytes,
+        max_clock_difference_ms: ms(config.consensus.max_clock_difference),
+        seed: u64::from_be_bytes(seed),
+    }
+}
+

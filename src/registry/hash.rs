@@ -1,6 +1,7 @@
 //! The state hash, by which members compare their replicas.
 
 use super::{Agent, AgentStatus, Answered, Key, Outcome, State};
+use crate::certificate::AbortReason;
 use crate::ids::{Digest, LogIndex};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -140,7 +141,8 @@ impl Hasher {
             Outcome::Opaque => (6, None),
             Outcome::Repeat { first } => (7, Some(*first)),
             Outcome::RequestExpired => (8, None),
-            Outcome::Aborted => (9, None),
+            Outcome::Aborted { reason: AbortReason::Rejected } => (9, None),
+            Outcome::Aborted { reason: AbortReason::Expired } => (10, None),
         };
         // No entry has index zero, so it can stand for "none".
         self.u8(tag).u64(index.unwrap_or(LogIndex::ZERO).0)

@@ -80,8 +80,8 @@ impl State {
         if self.requests.is_past(request.deadline_ms) {
             return Outcome::RequestExpired;
         }
-        let (content, outcome) = if entry.header.kind == Kind::Aborted {
-            (Digest::ZERO, Outcome::Aborted)
+        let (content, outcome) = if let Some(reason) = entry.header.abort_reason {
+            (Digest::ZERO, Outcome::Aborted { reason })
         } else {
             (Digest(Sha256::digest(&entry.body.payload).into()), self.apply_payload(&entry.body.payload))
         };

@@ -1,5 +1,6 @@
 //! What the registry holds, and what applying an entry can do to it.
 
+use crate::certificate::AbortReason;
 use crate::ids::LogIndex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -150,5 +151,19 @@ pub enum Outcome {
     /// The request's deadline had passed when the entry was appended; nothing changed.
     RequestExpired,
     /// The proposal was rejected or expired.
-    Aborted,
+    Aborted {
+        /// Which of the two.
+        reason: AbortReason,
+    },
+}
+
+impl Outcome {
+    /// Why the proposal was aborted; `None` when it was not.
+    #[must_use]
+    pub const fn abort_reason(&self) -> Option<AbortReason> {
+        match self {
+            Self::Aborted { reason } => Some(*reason),
+            _ => None,
+        }
+    }
 }

@@ -1,1 +1,136 @@
-//! Room storage.
+//! The store of one node: sled inside, none of it outside.
+//!
+//! - [`Store::create`] makes it with its key, [`Store::open`] checks everything in it and returns what the node needs
+//!   to go on ([`Recovered`]).
+//! - Everything that must be durable before a message may leave goes through the [`Committer`]: one thread, strict
+//!   order, many writes made durable by one fsync.
+//! - What is derived from committed entries goes through [`Store::archive`], off the commit path.
+//!
+//! The policy for failures is one sentence: **a failed write or fsync stops the committer for good, with a message that
+//! says what to do; it is never retried.**
+//!
+//! All functions here block; none belongs on an async runtime's threads.
+
+mod archive;
+mod block;
+mod committer;
+mod create;
+mod disk;
+mod error;
+mod layout;
+mod read;
+mod recovery;
+mod watermark;
+
+pub use block::BlockError;
+pub use committer::Committer;
+pub use error::{CommitError, CreateError, Damage, DurabilityError, Loss, OpenError, PinError, ReadError, Stopped};
+pub use recovery::{Recovered, Report};
+pub use watermark::WatermarkError;
+
+use crate::certificate::{Entry, Genesis, HeadCertificate, SecretKey};
+use crate::core::Write;
+use crate::ids::NodeId;
+use crate::limits::MAX_STORED_VALUE;
+use archive::Archive;
+use committer::Tail;
+use disk::Disk;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// The open store of one node; cheap to clone. It is closed, and its directory unlocked, when the last clone and the
+/// committer are gone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    disk: Disk,
+    /// The last durable index: nothing beyond it is shown.
+    last: AtomicU64,
+    /// The newest durable head certificate.
+    certificate: RwLock<Option<Arc<HeadCertificate>>>,
+    /// Held for writing while entries are dropped, so that a reader never meets a log being cut.
+    cutting: RwLock<()>,
+    /// Held for writing from before a ballot answer is written until it is durable, so that a reader never meets one
+    /// that could still be lost.
+    casting: RwLock<()>,
+    archive: Mutex<Archive>,
+    /// Where the log ends, for the committer; `None` while there is one.
+    tail: Mutex<Option<Tail>>,
+}
+
+impl Shared {
+    fn archive(&self) -> MutexGuard<'_, Archive> {
+        self.archive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    /// Makes the store of a new member in `dir`, which must not exist or be empty, with its identity and BLS key. Either
+    /// the whole store is there afterwards, durably, or `dir` is as before.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub fn create(dir: &Path, did: NodeId, bls: &SecretKey) -> Result<(), CreateError> {
+        create::create(dir, did, bls)
+    }
+
+    /// Opens a store, checks all of it and makes durable what it found.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a store that is damaged or behind its watermark is never opened, and never opened shorter.
+    pub fn open(dir: &Path) -> Result<(Self, Recovered), OpenError> {
+        recovery::open(dir)
+    }
+
+    /// Binds this store to a cluster, durably, for ever. Doing so again with the same genesis changes nothing.
+    ///
+    /// # Errors
+    /// [`PinError`]; `Other` when the store belongs to another cluster.
+    pub fn pin_genesis(&self, genesis: &Genesis) -> Result<(), PinError> {
+        if let Some(pinned) = self.genesis()? {
+            let (pinned, given) = (pinned.id(), genesis.id());
+            return if pinned == given { Ok(()) } else { Err(PinError::Other { pinned, given }) };
+        }
+        let json = genesis.to_json();
+        if json.len() > MAX_STORED_VALUE {
+            return Err(PinError::TooLarge { length: json.len(), bound: MAX_STORED_VALUE });
+        }
+        let disk = &self.shared.disk;
+        disk.insert(&disk.trees.meta, layout::META_GENESIS.as_bytes(), json.as_bytes())?;
+        disk.make_durable()?;
+        Ok(())
+    }
+
+    /// Starts the thread that makes writes durable. `completed` is called on that thread, with the sequence number up to
+    /// which everything submitted is durable, or once with the error after which nothing more will be.
+    ///
+    /// # Panics
+    /// When this store has a committer already, or the system has no thread to give.
+    #[must_use]
+    pub fn start(&self, completed: impl FnMut(Result<u64, CommitError>) + Send + 'static) -> Committer {
+        Committer::start(self.clone(), completed)
+    }
+
+    /// Takes committed entries, in order, for tree hashes, headers and the index of proposals. Entries taken before are
+    /// passed over. Off the commit path: what it writes is derived again at open if it is lost.
+    ///
+    /// # Errors
+    /// [`ReadError::Gap`] when entries are missing before these, and failures of the disk.
+    pub fn archive(&self, entries: &[Arc<Entry>]) -> Result<(), ReadError> {
+        read::guarded(|| {
+            let mut archive = self.shared.archive();
+            for entry in entries.iter().skip_while(|e| e.index().0 <= archive.size()).collect::<Vec<_>>() {
+                archive.take(&self.shared.disk, &entry.header, entry.header.encode())?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What a [`Committer`] is given: a step and its number.
+type Numbered = (u64, Write);

@@ -1,0 +1,183 @@
+//! `audit`: feeds a whole log, from a running node or from a data directory, to the auditor.
+
+use super::output::{self, short};
+use super::verify::read_genesis;
+use super::{Failure, Global, call_failed, client};
+use crate::api::{CertificatePage, EntryView};
+use crate::audit::{AuditError, Auditor, Summary};
+use crate::certificate::{Body, Entry, Genesis, HeadCertificate, Header};
+use crate::client::Client;
+use crate::ids::{Digest, LogIndex};
+use crate::limits::MAX_PAGE;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use indicatif::ProgressBar;
+use serde_json::json;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `audit`.
+#[derive(Debug, Args)]
+pub(super) struct Audit {
+    /// The genesis file that you trust, from wherever you trust it
+    #[arg(long, value_name = "FILE")]
+    genesis: PathBuf,
+    /// Audit a data directory instead of a running node (the node must be stopped)
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+impl Audit {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
+        let genesis = read_genesis(&self.genesis)?;
+        let summary = match &self.data {
+            Some(_) if !global.nodes.is_empty() => {
+                return Err(Failure::usage("--data and --node exclude each other"));
+            }
+            Some(data) => super::audit_store::audit(data, &genesis)?,
+            None => {
+                // One node's log, whole: entries of one and certificates of another would prove nothing about either.
+                let nodes: Vec<String> = global.nodes().into_iter().take(1).collect();
+                audit_node(&client(&nodes)?, &nodes, &genesis, None).await?.summary
+            }
+        };
+        if global.json {
+            output::json(
+                &json!({ "verified": true, "genesis_id": genesis.id(), "beyond": summary.beyond(), "summary": summary }),
+            )?;
+        } else {
+            output::line(&describe(&summary))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A verified log.
+pub(super) struct Audited {
+    pub(super) summary: Summary,
+    /// The root at the size asked about.
+    pub(super) root: Option<Digest>,
+}
+
+/// Fetches everything that a node has committed by now and audits it. `root_at` asks for the root over that many
+/// entries.
+pub(super) async fn audit_node(
+    client: &Client,
+    nodes: &[String],
+    genesis: &Genesis,
+    root_at: Option<u64>,
+) -> Result<Audited, Failure> {
+    let mut auditor = Auditor::new(genesis);
+    let mut certificates = Certificates { client, nodes, fetched: VecDeque::new(), above: Some(0) };
+    let mut root = None;
+    // The log grows while it is read: what is committed now is audited.
+    let mut target: Option<u64> = None;
+    let bar = output::progress(0, "auditing");
+    loop {
+        let from = LogIndex(auditor.size() + 1);
+        let page = client.entries(from, MAX_PAGE).await.map_err(|e| call_failed(nodes, &e))?;
+        let end = *target.get_or_insert(page.commit_index.0);
+        bar.set_length(end);
+        if page.entries.is_empty() && auditor.size() < end {
+            return Err(flaw(format!("the node says {end} entries are committed and gives none from {from} on")));
+        }
+        for view in page.entries {
+            if auditor.size() == end {
+                break;
+            }
+            let (header, body) = decode_view(&view)?;
+            auditor.entry(&header, body.as_ref()).map_err(found)?;
+            while let Some(certificate) = certificates.up_to(auditor.size()).await? {
+                auditor.certificate(&certificate).map_err(found)?;
+            }
+            if root_at == Some(auditor.size()) {
+                root = Some(auditor.root());
+            }
+            bar.inc(1);
+        }
+        if auditor.size() >= end {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(Audited { summary: auditor.finish().map_err(found)?, root })
+}
+
+/// A failed audit. The command's whole answer is this line, so it says that the log is at fault and not the program.
+pub(super) fn found(error: AuditError) -> Failure {
+    flaw(error)
+}
+
+fn flaw(what: impl std::fmt::Display) -> Failure {
+    Failure::new(format!("FLAW: {what}")).hint("keep a copy of this log and compare it with the other members'")
+}
+
+fn decode_view(view: &EntryView) -> Result<(Header, Option<Body>), Failure> {
+    let wrong = |what: &dyn std::fmt::Display| flaw(format!("entry {}: {what}", view.index));
+    let bytes = hex::decode(&view.header).map_err(|e| wrong(&e))?;
+    let header = Header::decode(&bytes).map_err(|e| wrong(&e))?;
+    let Some(entry) = &view.entry else { return Ok((header, None)) };
+    let entry = Entry::decode(&STANDARD.decode(entry).map_err(|e| wrong(&e))?).map_err(|e| wrong(&e))?;
+    if entry.header != header {
+        return Err(wrong(&"the node gives two different headers for it"));
+    }
+    Ok((header, Some(entry.body)))
+}
+
+/// A node's head certificates, fetched page by page as the audit reaches them.
+struct Certificates<'a> {
+    client: &'a Client,
+    nodes: &'a [String],
+    fetched: VecDeque<HeadCertificate>,
+    /// Where the next page begins; `None` at the end.
+    above: Option<u64>,
+}
+
+impl Certificates<'_> {
+    /// The next certificate, unless it covers more than `size` entries.
+    async fn up_to(&mut self, size: u64) -> Result<Option<HeadCertificate>, Failure> {
+        while let (true, Some(above)) = (self.fetched.is_empty(), self.above) {
+            let page: CertificatePage =
+                self.client.certificates(above, MAX_PAGE).await.map_err(|e| call_failed(self.nodes, &e))?;
+            for text in &page.certificates {
+                let bytes = STANDARD.decode(text).map_err(|e| flaw(format!("a head certificate: {e}")))?;
+                self.fetched
+                    .push_back(HeadCertificate::decode(&bytes).map_err(|e| flaw(format!("a head certificate: {e}")))?);
+            }
+            // A page that does not lead on would be asked for without end.
+            self.above = page.next.filter(|next| *next > above);
+        }
+        if self.fetched.front().is_some_and(|c| c.head.size <= size) { Ok(self.fetched.pop_front()) } else { Ok(None) }
+    }
+}
+
+/// A bar over a log of known length, for audits of a store.
+pub(super) fn bar(entries: u64) -> ProgressBar {
+    output::progress(entries, "auditing")
+}
+
+/// What a verified log holds, for people.
+pub(super) fn describe(summary: &Summary) -> String {
+    let signed: Vec<String> = summary.signed.iter().map(|(did, count)| format!("{} {count}", short(did))).collect();
+    let root = summary.certified_root.map_or_else(|| "-".to_owned(), |root| root.to_string());
+    let mut lines = vec![
+        "verified   every header, the tree, every certificate and every tally, from the genesis alone".to_owned(),
+        format!(
+            "entries    {} in {} terms: {} proposals, {} aborted; {} decided by ballot, {} payloads pruned",
+            summary.entries, summary.terms, summary.proposals, summary.aborted, summary.balloted, summary.pruned
+        ),
+        format!("certified  {} entries by {} head certificates", summary.certified_size, summary.certificates),
+        format!("root       {root}"),
+    ];
+    if summary.certificates > 0 {
+        lines.push(format!("signed     {}", signed.join(", ")));
+        lines.push(format!("up to      {}", output::time(summary.certified_at)));
+    }
+    lines.push(match summary.beyond() {
+        0 => "beyond     no entry lies beyond the last certificate".to_owned(),
+        n => format!("beyond     {n} entries lie beyond the last certificate: committed perhaps, not proved yet"),
+    });
+    lines.join("\n")
+}

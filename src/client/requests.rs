@@ -1,0 +1,345 @@
+//! The calls, typed. Queries fail with the node's [`Refusal`]; operations with their own error.
+
+use super::call::{Answer, Call, Failure, Whom};
+use super::{Client, Refusal};
+use crate::api::{
+    AgentPage, AsOf, CallError, CertificatePage, ConfigPage, ConfigView, EntryPage, EntryView, HistoryPage, OpenBallot,
+    OpenBallots, ProposalStatus, Propose, ProposeError, Status, VoteError, VoteRequest,
+};
+use crate::ids::{LogIndex, ProposalId};
+use crate::limits::{DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_HTTP_BODY, MAX_PAGE, MAX_PAYLOAD};
+use crate::registry::{AgentRecord, AgentStatus};
+use bytes::Bytes;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use reqwest::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// What a node may take longer than the wait that it was asked for, before another is tried.
+const GRACE: Duration = Duration::from_secs(2);
+/// What a node may take over a query before another is tried.
+const QUERY: Duration = Duration::from_secs(10);
+
+const JSON: &str = "application/json";
+const BYTES: &str = "application/octet-stream";
+
+/// Which part of a long answer. An answer may hold fewer than `limit`; its `next` says where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The first wanted.
+    pub from: T,
+    /// At most so many, 1–1,000.
+    pub limit: usize,
+}
+
+impl<T: Default> Default for Page<T> {
+    /// The first thousand.
+    fn default() -> Self {
+        Self { from: T::default(), limit: MAX_PAGE }
+    }
+}
+
+/// Names an entry whose receipt is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiptOf {
+    /// By position.
+    Entry(LogIndex),
+    /// By proposal.
+    Proposal(ProposalId),
+}
+
+impl From<LogIndex> for ReceiptOf {
+    fn from(index: LogIndex) -> Self {
+        Self::Entry(index)
+    }
+}
+
+impl From<ProposalId> for ReceiptOf {
+    fn from(id: ProposalId) -> Self {
+        Self::Proposal(id)
+    }
+}
+
+/// What a query answers.
+type Queried<T> = Result<T, CallError<Refusal>>;
+
+impl Client {
+    /// Proposes, and waits as `propose.wait` says for at most `propose.wait_ms` (within the client's deadline when
+    /// absent). A proposal without a request id gets one made up, so that it is applied once however often it is sent.
+    ///
+    /// # Errors
+    /// [`ProposeError`] as the node says it. After [`CallError::Unreachable`] the proposal may have been taken: ask
+    /// for it by its request id ([`Client::request`]), or propose again with the same one.
+    pub async fn propose_with(&self, mut propose: Propose) -> Result<ProposalStatus, CallError<ProposeError>> {
+        let options = &self.inner.options;
+        if propose.client.is_none() {
+            propose.client.clone_from(&options.client);
+        }
+        if propose.request_id.is_none() {
+            propose.request_id = Some(fresh_id().map_err(Failure::typed)?);
+        }
+        let usual = propose.ttl_ms.unwrap_or(DEFAULT_TTL_MS).saturating_add(DEFAULT_WAIT_EXTRA_MS);
+        let most = u64::try_from(options.deadline.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = *propose.wait_ms.get_or_insert_with(|| usual.min(most));
+        let attempt = Duration::from_millis(wait_ms).saturating_add(GRACE);
+        let body = to_body(&propose).map_err(Failure::typed)?;
+        if body.len() > MAX_HTTP_BODY {
+            // Refused here: the node would close the connection before it has read the body.
+            let error = ProposeError::PayloadTooLarge { size: body.len(), limit: MAX_PAYLOAD };
+            return Err(CallError::Refused(error));
+        }
+        let call = Call {
+            whom: Whom::Any,
+            method: Method::POST,
+            segments: &["v1", "proposals"],
+            query: &[],
+            accept: JSON,
+            body: Some(body),
+            attempt,
+            total: options.deadline.max(attempt),
+        };
+        self.call(&call).await.and_then(|answer| answer.json()).map_err(Failure::typed)
+    }
+
+    /// Where a proposal stands.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` when the node asked does not know it.
+    pub async fn proposal(&self, id: ProposalId) -> Queried<ProposalStatus> {
+        self.get(&["v1", "proposals", &id.to_string()], &[]).await
+    }
+
+    /// Where the proposal of a request stands. `client` is the identity it was made under; `anonymous` when `None`.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` when the node asked does not know it.
+    pub async fn request(&self, client: Option<&str>, request_id: &str) -> Queried<ProposalStatus> {
+        let mut query = vec![("request_id", request_id)];
+        query.extend(client.map(|client| ("client", client)));
+        self.get(&["v1", "requests"], &query).await
+    }
+
+    /// Casts the vote of the member whose node is the first of this client. Never another member's.
+    ///
+    /// # Errors
+    /// [`VoteError`].
+    pub async fn cast_vote(&self, id: ProposalId, granted: bool) -> Result<(), CallError<VoteError>> {
+        let body = to_body(&VoteRequest { granted }).map_err(Failure::typed)?;
+        let call = Call {
+            whom: Whom::First,
+            method: Method::POST,
+            segments: &["v1", "proposals", &id.to_string(), "votes"],
+            query: &[],
+            accept: JSON,
+            body: Some(body),
+            attempt: QUERY,
+            total: self.inner.options.deadline,
+        };
+        self.call(&call).await.map(drop).map_err(Failure::typed)
+    }
+
+    /// The ballots that wait for the member whose node is the first of this client.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn ballots(&self) -> Queried<Vec<OpenBallot>> {
+        let answer = self.fetch(Whom::First, &["v1", "ballots"], &[], JSON).await;
+        let ballots: Result<OpenBallots, _> = answer.and_then(|answer| answer.json());
+        ballots.map(|b| b.ballots).map_err(Failure::refused)
+    }
+
+    /// One committed entry.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` beyond the commit index of the node asked.
+    pub async fn entry(&self, index: LogIndex) -> Queried<EntryView> {
+        self.get(&["v1", "entries", &index.to_string()], &[]).await
+    }
+
+    /// Committed entries from an index on, at most `limit` (1–1,000); a page may be shorter, `next` says where the next
+    /// begins.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn entries(&self, from: LogIndex, limit: usize) -> Queried<EntryPage> {
+        self.get(&["v1", "entries"], &[("from", &from.to_string()), ("limit", &limit.to_string())]).await
+    }
+
+    /// A receipt in canonical bytes ([`crate::certificate::Receipt::decode`]). Waits for the entry to be certified.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found`, or `not_certified` when the deadline passes first.
+    pub async fn receipt(&self, of: impl Into<ReceiptOf>) -> Queried<Bytes> {
+        self.receipt_as(of.into(), BYTES).await.map(|answer| answer.body).map_err(Failure::refused)
+    }
+
+    /// A receipt as a JSON file ([`crate::certificate::Receipt::from_json`]). Waits for the entry to be certified.
+    ///
+    /// # Errors
+    /// As [`Client::receipt`].
+    pub async fn receipt_json(&self, of: impl Into<ReceiptOf>) -> Queried<String> {
+        self.receipt_as(of.into(), JSON).await.and_then(Answer::text).map_err(Failure::refused)
+    }
+
+    async fn receipt_as(&self, of: ReceiptOf, accept: &'static str) -> Result<Answer, Failure> {
+        match of {
+            ReceiptOf::Entry(index) => {
+                self.fetch(Whom::Any, &["v1", "receipts", &index.to_string()], &[], accept).await
+            }
+            ReceiptOf::Proposal(id) => {
+                self.fetch(Whom::Any, &["v1", "proposals", &id.to_string(), "receipt"], &[], accept).await
+            }
+        }
+    }
+
+    /// Head certificates of sizes above `above`, ascending, at most `limit` (1–1,000).
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn certificates(&self, above: u64, limit: usize) -> Queried<CertificatePage> {
+        self.get(&["v1", "certificates"], &[("above", &above.to_string()), ("limit", &limit.to_string())]).await
+    }
+
+    /// The genesis file that a node pins ([`crate::certificate::Genesis::from_json`]). Whoever verifies must have it
+    /// from a source that it trusts, which a node is not.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn genesis(&self) -> Queried<String> {
+        self.text(&["v1", "genesis"]).await
+    }
+
+    /// A registered agent, as the node asked holds it.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found`.
+    pub async fn agent(&self, agent_id: &str) -> Queried<AsOf<AgentRecord>> {
+        self.get(&["v1", "registry", "agents", agent_id], &[]).await
+    }
+
+    /// Registered agents that have a capability with this tag and are in this status, in registration order.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn find(
+        &self,
+        capability: Option<&str>,
+        status: Option<AgentStatus>,
+        page: Page<usize>,
+    ) -> Queried<AsOf<AgentPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        let mut query = vec![("offset", &*from), ("limit", &*limit)];
+        query.extend(capability.map(|tag| ("capability", tag)));
+        query.extend(status.map(|status| ("status", status_text(status))));
+        self.get(&["v1", "registry", "agents"], &query).await
+    }
+
+    /// The entries that changed an agent, also one that has left.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` when it was never registered.
+    pub async fn agent_history(&self, agent_id: &str, page: Page<LogIndex>) -> Queried<AsOf<HistoryPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        let query = [("from", &*from), ("limit", &*limit)];
+        self.get(&["v1", "registry", "agents", agent_id, "history"], &query).await
+    }
+
+    /// The value of a config key, as the node asked holds it.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found`.
+    pub async fn config(&self, key: &str) -> Queried<AsOf<ConfigView>> {
+        self.get(&["v1", "registry", "config", key], &[]).await
+    }
+
+    /// All config keys, ascending.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn configs(&self, page: Page<usize>) -> Queried<AsOf<ConfigPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        self.get(&["v1", "registry", "config"], &[("offset", &from), ("limit", &limit)]).await
+    }
+
+    /// The entries that set a config key.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_found` when it was never set.
+    pub async fn config_history(&self, key: &str, page: Page<LogIndex>) -> Queried<AsOf<HistoryPage>> {
+        let (from, limit) = (page.from.to_string(), page.limit.to_string());
+        let query = [("history", "true"), ("from", &from), ("limit", &limit)];
+        self.get(&["v1", "registry", "config", key], &query).await
+    }
+
+    /// A node and what it knows of its members: the one that answers; [`Client::each`] asks a certain one.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn status(&self) -> Queried<Status> {
+        self.get(&["v1", "status"], &[]).await
+    }
+
+    /// Waits until a node is ready, at most until the client's deadline; [`Client::each`] asks a certain one.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_ready` with the reason.
+    pub async fn ready(&self) -> Queried<()> {
+        self.fetch(Whom::Any, &["readyz"], &[], JSON).await.map(drop).map_err(Failure::refused)
+    }
+
+    /// A node's metrics in Prometheus text format.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn metrics(&self) -> Queried<String> {
+        self.text(&["metrics"]).await
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, segments: &[&str], query: &[(&str, &str)]) -> Queried<T> {
+        self.fetch(Whom::Any, segments, query, JSON).await.and_then(|a| a.json()).map_err(Failure::refused)
+    }
+
+    async fn text(&self, segments: &[&str]) -> Queried<String> {
+        self.fetch(Whom::Any, segments, &[], "*/*").await.and_then(Answer::text).map_err(Failure::refused)
+    }
+
+    async fn fetch(
+        &self,
+        whom: Whom,
+        segments: &[&str],
+        query: &[(&str, &str)],
+        accept: &'static str,
+    ) -> Result<Answer, Failure> {
+        if segments.iter().any(|s| matches!(*s, "." | "..")) {
+            // URLs give these two a meaning of their own, encoded or not.
+            return Err(Failure::Protocol("the names . and .. cannot be asked for over HTTP".into()));
+        }
+        let total = self.inner.options.deadline;
+        let call = Call { whom, method: Method::GET, segments, query, accept, body: None, attempt: QUERY, total };
+        self.call(&call).await
+    }
+}
+
+fn status_text(status: AgentStatus) -> &'static str {
+    match status {
+        AgentStatus::Available => "available",
+        AgentStatus::Busy => "busy",
+        AgentStatus::Draining => "draining",
+        AgentStatus::Offline => "offline",
+    }
+}
+
+/// A request id that nobody else makes up.
+fn fresh_id() -> Result<String, Failure> {
+    let mut id = [0; 16];
+    // Nothing has been sent yet, and no other id would do.
+    OsRng.try_fill_bytes(&mut id).map_err(|e| Failure::Unreachable(format!("the system gives no randomness: {e}")))?;
+    Ok(hex::encode(id))
+}
+
+fn to_body(value: &impl Serialize) -> Result<Bytes, Failure> {
+    let bytes = serde_json::to_vec(value).map_err(|e| Failure::Protocol(format!("cannot be written as JSON: {e}")))?;
+    Ok(bytes.into())
+}

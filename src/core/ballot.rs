@@ -1,0 +1,297 @@
+//! Ballots: the leader's questions, the members' signed answers, the tally.
+
+use super::{Ballot, CastVote, Core, Crypto, Effect, Held, Message, State};
+use crate::certificate::{AbortReason, Body, Header, Kind, Signature, SignedFor, Tally, VoteStatement, payload_hash};
+use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How often a member that has not answered is asked again, milliseconds.
+const ASK_AGAIN_MS: u64 = 250;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Decision {
+    Granted,
+    Aborted(AbortReason),
+}
+
+/// A ballot at the leader.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Open {
+    ballot: Arc<Ballot>,
+    expires: u64,
+    ask_again: u64,
+    votes: BTreeMap<NodeId, (bool, Signature)>,
+    verifying: BTreeMap<NodeId, ()>,
+    decision: Option<Decision>,
+}
+
+impl Open {
+    pub(super) fn due(&self) -> u64 {
+        if self.decision.is_some() { u64::MAX } else { self.expires.min(self.ask_again) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Answer {
+    Wanted,
+    Writing(bool),
+    Given(VoteStatement, SignedFor, Signature),
+}
+
+/// A ballot at a member that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Asked {
+    ballot: Arc<Ballot>,
+    until: u64,
+    answer: Answer,
+}
+
+fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
+    VoteStatement {
+        request_digest: ballot.request.digest(),
+        payload_hash: payload_hash(&ballot.salt, &ballot.payload),
+        required_quorum: ballot.required_quorum,
+        granted,
+    }
+}
+
+/// SHA-256 of a payload alone: what tells whether two submissions under one request key ask for the same.
+#[must_use]
+pub fn content(payload: &[u8]) -> Digest {
+    Digest(Sha256::digest(payload).into())
+}
+
+impl Core {
+    // ---- leader ----
+
+    pub(super) fn open_ballot(&mut self, ballot: Ballot) {
+        let ballot = Arc::new(ballot);
+        let now = self.now.mono;
+        let open = Open {
+            expires: now + ballot.ttl_ms,
+            ask_again: now + ASK_AGAIN_MS,
+            ballot: ballot.clone(),
+            votes: BTreeMap::new(),
+            verifying: BTreeMap::new(),
+            decision: None,
+        };
+        if let State::Leader(lead) = &mut self.state {
+            lead.ballots.insert(ballot.id, open);
+        }
+        self.ask_everyone(&ballot);
+    }
+
+    fn ask_everyone(&mut self, ballot: &Arc<Ballot>) {
+        let voters: Vec<NodeId> = self.tables.iter().flat_map(|t| t.table.voters().map(|m| m.did)).collect();
+        let State::Leader(lead) = &self.state else { return };
+        let Some(open) = lead.ballots.get(&ballot.id) else { return };
+        let missing: Vec<NodeId> = voters.into_iter().filter(|v| !open.votes.contains_key(v)).collect();
+        let term = self.hard.term;
+        for voter in missing {
+            if voter == self.id {
+                self.be_asked(ballot.clone());
+            } else {
+                self.send(voter, Message::Ballot { term, ballot: ballot.clone() });
+            }
+        }
+    }
+
+    pub(super) fn ballots_on_time(&mut self) {
+        let now = self.now.mono;
+        let State::Leader(lead) = &mut self.state else { return };
+        let mut again = Vec::new();
+        let mut expired = Vec::new();
+        for (id, open) in lead.ballots.iter_mut().filter(|b| b.1.decision.is_none()) {
+            if now >= open.expires {
+                expired.push(*id);
+            } else if now >= open.ask_again {
+                open.ask_again = now + ASK_AGAIN_MS;
+                again.push(Arc::new(Ballot { ttl_ms: open.expires - now, ..(*open.ballot).clone() }));
+            }
+        }
+        for ballot in again {
+            self.ask_everyone(&ballot);
+        }
+        for id in expired {
+            self.decide_ballot(id, Decision::Aborted(AbortReason::Expired));
+        }
+    }
+
+    pub(super) fn on_vote(
+        &mut self,
+        from: NodeId,
+        term: Term,
+        id: ProposalId,
+        given: VoteStatement,
+        under: SignedFor,
+        signature: Signature,
+    ) {
+        if term != self.hard.term {
+            return;
+        }
+        let State::Leader(lead) = &mut self.state else { return };
+        let Some(open) = lead.ballots.get_mut(&id).filter(|o| o.decision.is_none()) else { return };
+        let asked = given == statement(&open.ballot, given.granted) && under == open.ballot.under;
+        if asked && !open.votes.contains_key(&from) && open.verifying.insert(from, ()).is_none() {
+            self.effects.push(Effect::Crypto(Crypto::VerifyVote { from, id, statement: given, under, signature }));
+        }
+    }
+
+    pub(super) fn on_ballot_verified(
+        &mut self,
+        from: NodeId,
+        id: ProposalId,
+        statement: VoteStatement,
+        signature: Signature,
+    ) {
+        self.count_answer(from, id, statement.granted, signature);
+    }
+
+    fn count_answer(&mut self, from: NodeId, id: ProposalId, granted: bool, signature: Signature) {
+        let Some(table) = self.tables.first() else { return };
+        let voters: Vec<NodeId> = table.table.voters().map(|m| m.did).collect();
+        let State::Leader(lead) = &mut self.state else { return };
+        let Some(open) = lead.ballots.get_mut(&id).filter(|o| o.decision.is_none()) else { return };
+        if !voters.contains(&from) {
+            return;
+        }
+        open.votes.entry(from).or_insert((granted, signature));
+        let required = usize::from(open.ballot.required_quorum);
+        let grants = open.votes.values().filter(|v| v.0).count();
+        let denials = open.votes.len() - grants;
+        if grants >= required {
+            self.decide_ballot(id, Decision::Granted);
+        } else if voters.len() - denials < required {
+            self.decide_ballot(id, Decision::Aborted(AbortReason::Rejected));
+        }
+    }
+
+    fn decide_ballot(&mut self, id: ProposalId, decision: Decision) {
+        let State::Leader(lead) = &mut self.state else { return };
+        let Some(open) = lead.ballots.get_mut(&id) else { return };
+        open.decision = Some(decision);
+        let side = |granted| open.votes.iter().filter(|v| v.1.0 == granted).map(|(id, v)| (*id, v.1)).collect();
+        self.effects.push(Effect::Crypto(Crypto::Tally { id, grants: side(true), denials: side(false) }));
+    }
+
+    pub(super) fn on_tallied(&mut self, id: ProposalId, tally: Tally) {
+        let State::Leader(lead) = &mut self.state else { return };
+        let Some(Open { ballot, decision: Some(decision), .. }) = lead.ballots.remove(&id) else { return };
+        let (kind, abort_reason) = match decision {
+            Decision::Granted => (Kind::Proposal, None),
+            Decision::Aborted(reason) => (Kind::Aborted, Some(reason)),
+        };
+        let header = Header {
+            abort_reason,
+            tally: Some(tally),
+            ..self.proposal_header(kind, id, &ballot.request, &ballot.salt, &ballot.payload, ballot.required_quorum)
+        };
+        let ballot = Arc::unwrap_or_clone(ballot);
+        let payload = if kind == Kind::Proposal { ballot.payload } else { Vec::new() };
+        self.requests.remove(&ballot.request.key());
+        self.append_entry(header, Body { salt: ballot.salt, request: Some(ballot.request), payload });
+    }
+
+    /// Leadership is gone: the origins submit again.
+    pub(super) fn drop_ballots(&mut self) {
+        if matches!(self.state, State::Leader(_)) {
+            self.requests.retain(|_, r| r.index != LogIndex::ZERO);
+        }
+    }
+
+    // ---- member ----
+
+    pub(super) fn on_ballot(&mut self, from: NodeId, term: Term, ballot: Arc<Ballot>) {
+        let fine = term == self.hard.term
+            && self.leader == Some(from)
+            && ballot.request.is_within_bounds()
+            && ballot.payload.len() <= MAX_PAYLOAD;
+        if fine {
+            self.be_asked(ballot);
+        }
+    }
+
+    fn be_asked(&mut self, ballot: Arc<Ballot>) {
+        if !self.is_voter() || !self.under().contains(&ballot.under) {
+            return;
+        }
+        let id = ballot.id;
+        let until = self.now.mono + ballot.ttl_ms;
+        match self.asked.get(&id).map(|a| a.answer.clone()) {
+            Some(Answer::Given(statement, under, signature)) => self.give(id, statement, under, signature),
+            Some(_) => {}
+            None if self.asked.len() < MAX_BALLOTS => {
+                self.asked.insert(id, Asked { ballot: ballot.clone(), until, answer: Answer::Wanted });
+                self.effects.push(Effect::Ask { ballot });
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn decide(&mut self, id: ProposalId, granted: bool, on_record: bool) {
+        let Some(asked) = self.asked.get_mut(&id).filter(|a| a.answer == Answer::Wanted) else { return };
+        asked.answer = Answer::Writing(granted);
+        if !on_record {
+            self.casts.push(CastVote {
+                request_key: asked.ballot.request.key(),
+                content: content(&asked.ballot.payload),
+                granted,
+                keep_until: asked.ballot.request.deadline_ms,
+            });
+        }
+        self.unsealed.push(Held::Cast { id });
+    }
+
+    /// The answer is on record, durably: only now is it signed.
+    pub(super) fn on_cast_durable(&mut self, id: ProposalId) {
+        let Some(asked) = self.asked.get(&id) else { return };
+        if let Answer::Writing(granted) = asked.answer {
+            let (statement, under) = (statement(&asked.ballot, granted), asked.ballot.under);
+            self.effects.push(Effect::Crypto(Crypto::SignVote { id, statement, under }));
+        }
+    }
+
+    pub(super) fn on_ballot_signed(
+        &mut self,
+        id: ProposalId,
+        statement: VoteStatement,
+        under: SignedFor,
+        signature: Signature,
+    ) {
+        let Some(asked) = self.asked.get_mut(&id) else { return };
+        asked.answer = Answer::Given(statement, under, signature);
+        self.give(id, statement, under, signature);
+    }
+
+    fn give(&mut self, id: ProposalId, statement: VoteStatement, under: SignedFor, signature: Signature) {
+        if matches!(self.state, State::Leader(_)) {
+            self.count_answer(self.id, id, statement.granted, signature);
+        } else if let Some(leader) = self.leader.filter(|l| *l != self.id) {
+            let term = self.hard.term;
+            self.send(leader, Message::Vote { term, id, statement, under, signature });
+        }
+    }
+
+    pub(super) fn forget_asked(&mut self) {
+        let now = self.now.mono;
+        let over: Vec<ProposalId> = self.asked.iter().filter(|a| a.1.until <= now).map(|a| *a.0).collect();
+        for id in over {
+            self.withdraw(id);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, id: ProposalId) {
+        if self.asked.remove(&id).is_some() {
+            self.effects.push(Effect::Withdraw { id });
+        }
+    }
+
+    pub(super) fn withdraw_asked(&mut self) {
+        for id in self.asked.keys().copied().collect::<Vec<_>>() {
+            self.withdraw(id);
+        }
+    }
+}

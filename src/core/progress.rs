@@ -1,0 +1,115 @@
+//! What a leader knows of one peer.
+
+use crate::ids::LogIndex;
+use crate::limits::{MAX_INFLIGHT_APPENDS, MAX_INFLIGHT_BYTES};
+use std::collections::VecDeque;
+
+/// How appends are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Flow {
+    /// One message at a time, until the match is known.
+    Probe {
+        /// One is outstanding.
+        waiting: bool,
+    },
+    /// Pipelined.
+    Replicate,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Progress {
+    /// Known durable at the peer and equal to the leader's log, up to here.
+    pub(super) matched: LogIndex,
+    /// Next index to send.
+    pub(super) next: LogIndex,
+    pub(super) flow: Flow,
+    /// Answers bear it; those of an earlier session never count.
+    pub(super) session: u64,
+    /// Appends under way: last index and bytes of each.
+    inflight: VecDeque<(LogIndex, usize)>,
+    inflight_bytes: usize,
+    /// Entries are being read back from the store for it.
+    pub(super) fetching: bool,
+    /// Answered since the last quorum check.
+    pub(super) active: bool,
+    /// Has answered in this term, so it holds the election certificate.
+    pub(super) proved: bool,
+    /// Answered an append since the last heartbeat answer: nothing is stuck.
+    pub(super) moving: bool,
+    /// Size of the newest certificate sent to it.
+    pub(super) certificate_sent: u64,
+    /// Highest commit index told.
+    pub(super) commit_told: LogIndex,
+    /// Newest sign point told.
+    pub(super) sign_point_told: LogIndex,
+}
+
+impl Progress {
+    pub(super) fn new(next: LogIndex, session: u64) -> Self {
+        Self {
+            matched: LogIndex::ZERO,
+            next,
+            flow: Flow::Probe { waiting: false },
+            session,
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+            fetching: false,
+            active: true,
+            proved: false,
+            moving: false,
+            certificate_sent: 0,
+            commit_told: LogIndex::ZERO,
+            sign_point_told: LogIndex::ZERO,
+        }
+    }
+
+    /// Whether one more append may be sent now.
+    pub(super) fn may_send(&self) -> bool {
+        match self.flow {
+            Flow::Probe { waiting } => !waiting && !self.fetching,
+            Flow::Replicate => {
+                !self.fetching && self.inflight.len() < MAX_INFLIGHT_APPENDS && self.inflight_bytes < MAX_INFLIGHT_BYTES
+            }
+        }
+    }
+
+    /// An append up to `last` was sent.
+    pub(super) fn sent(&mut self, last: LogIndex, bytes: usize) {
+        match &mut self.flow {
+            Flow::Probe { waiting } => *waiting = true,
+            Flow::Replicate if last >= self.next => {
+                self.inflight.push_back((last, bytes));
+                self.inflight_bytes += bytes;
+                self.next = last.next();
+            }
+            Flow::Replicate => {}
+        }
+    }
+
+    /// The peer holds everything up to `index`. Returns whether that is news.
+    pub(super) fn acknowledged(&mut self, index: LogIndex) -> bool {
+        self.moving = true;
+        while let Some(&(last, bytes)) = self.inflight.front().filter(|f| f.0 <= index) {
+            debug_assert!(last <= index);
+            self.inflight_bytes -= bytes;
+            self.inflight.pop_front();
+        }
+        let news = index > self.matched;
+        self.matched = self.matched.max(index);
+        if let Flow::Probe { .. } = self.flow {
+            self.flow = Flow::Replicate;
+            self.next = self.matched.next();
+        }
+        self.next = self.next.max(self.matched.next());
+        news
+    }
+
+    /// Starts over from `next`, one message at a time.
+    pub(super) fn probe(&mut self, next: LogIndex) {
+        self.flow = Flow::Probe { waiting: false };
+        self.next = next.max(self.matched.next());
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+        self.fetching = false;
+    }
+}

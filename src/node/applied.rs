@@ -1,0 +1,91 @@
+//! The state machine's thread: applies what is committed, in order, and wakes whoever waits for it.
+
+use super::mailbox::Mailbox;
+use super::shared::Shared;
+use crate::certificate::{Entry, Kind};
+use crate::ids::{Digest, LogIndex};
+use crate::registry::{Outcome, State};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+/// Batches of committed entries that may wait for the state machine.
+const QUEUE: usize = 1024;
+/// Entries applied under one lock, so that queries are never held off for long.
+const BATCH: usize = 1024;
+
+/// The replicated state and what applying each entry did.
+#[derive(Default)]
+pub(super) struct Replica {
+    pub(super) state: State,
+    outcomes: Vec<Outcome>,
+}
+
+impl Replica {
+    pub(super) fn apply(&mut self, entry: &Entry) {
+        let outcome = self.state.apply(entry);
+        self.outcomes.push(outcome);
+    }
+
+    /// What applying the entry at `index` did.
+    pub(super) fn outcome(&self, index: LogIndex) -> Option<&Outcome> {
+        self.outcomes.get(usize::try_from(index.0.checked_sub(1)?).ok()?)
+    }
+}
+
+pub(super) struct Applier {
+    queue: Option<SyncSender<Vec<Arc<Entry>>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Applier {
+    pub(super) fn start(shared: Arc<Shared>, mailbox: Arc<Mailbox>) -> std::io::Result<Self> {
+        let (queue, batches) = sync_channel(QUEUE);
+        let thread =
+            std::thread::Builder::new().name("apply".into()).spawn(move || run(&batches, &shared, &mailbox))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Blocks while the queue is full; the thread never waits for the owner loop, so that is safe.
+    pub(super) fn apply(&self, entries: Vec<Arc<Entry>>) {
+        if let Some(queue) = &self.queue
+            && queue.send(entries).is_err()
+        {
+            tracing::error!("the state machine's thread is gone");
+        }
+    }
+
+    pub(super) fn close(mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the state machine's thread panicked");
+        }
+    }
+}
+
+fn run(batches: &Receiver<Vec<Arc<Entry>>>, shared: &Shared, mailbox: &Mailbox) {
+    while let Ok(mut entries) = batches.recv() {
+        while entries.len() < BATCH {
+            let Ok(more) = batches.try_recv() else { break };
+            entries.extend(more);
+        }
+        let Some(last) = entries.last().map(|e| e.index()) else { continue };
+        if let Err(why) = shared.store.archive(&entries) {
+            mailbox.fail(format!("the indexes of committed entries cannot be written: {why}"));
+            return;
+        }
+        {
+            let mut replica = shared.replica_mut();
+            for entry in &entries {
+                replica.apply(entry);
+            }
+        }
+        shared.applied.send_replace(last);
+        mailbox.applied(last);
+        let keys: Vec<Digest> = entries.iter().filter_map(|e| e.body.request.as_ref()).map(|r| r.key()).collect();
+        shared.wake(&keys);
+        debug_assert!(entries.iter().all(|e| e.header.kind != Kind::Proposal || e.body.request.is_some()));
+    }
+}

@@ -1,0 +1,63 @@
+//! Where threads leave what they finished for the owner loop. Never blocks them: what is in here is bounded by the work
+//! that the core has asked for, and a full channel back to the owner could lock it against its own helpers.
+
+use crate::core::Input;
+use crate::ids::LogIndex;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    inputs: Mutex<Vec<Input>>,
+    persisted: AtomicU64,
+    applied: AtomicU64,
+    failure: Mutex<Option<String>>,
+    wake: Notify,
+}
+
+/// What came in since the last look.
+#[derive(Debug, Default)]
+pub(super) struct Mail {
+    pub(super) inputs: Vec<Input>,
+    pub(super) persisted: u64,
+    pub(super) applied: LogIndex,
+    pub(super) failure: Option<String>,
+}
+
+impl Mailbox {
+    pub(super) fn put(&self, input: Input) {
+        self.inputs.lock().expect("no holder of this lock panics").push(input);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn persisted(&self, seq: u64) {
+        self.persisted.fetch_max(seq, Ordering::AcqRel);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn applied(&self, index: LogIndex) {
+        self.applied.fetch_max(index.0, Ordering::AcqRel);
+        self.wake.notify_one();
+    }
+
+    /// Something failed for good: the node must stop and say this.
+    pub(super) fn fail(&self, why: String) {
+        self.failure.lock().expect("no holder of this lock panics").get_or_insert(why);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Mail {
+        Mail {
+            inputs: std::mem::take(&mut *self.inputs.lock().expect("no holder of this lock panics")),
+            persisted: self.persisted.load(Ordering::Acquire),
+            applied: LogIndex(self.applied.load(Ordering::Acquire)),
+            failure: self.failure.lock().expect("no holder of this lock panics").clone(),
+        }
+    }
+
+    /// Cancel-safe: a wake-up that is not waited for is kept for the next wait.
+    pub(super) async fn ready(&self) {
+        self.wake.notified().await;
+    }
+}

@@ -1,0 +1,293 @@
+//! Questions about the log, its certificates and the node itself.
+
+use super::handle::Handle;
+use super::shared::json;
+use crate::api::{
+    CertificatePage, ConsensusSnapshot, EntryPage, EntryView, MemberStatus, ProposalState, ProposalStatus, Status,
+};
+use crate::certificate::{CommitCertificate, Entry, EpochChain, HeadCertificate, Kind, Receipt, Request};
+use crate::ids::{LogIndex, NodeId, ProposalId};
+use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
+use crate::storage::ReadError;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use std::sync::Arc;
+
+/// Why a query has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// No such thing in this log (yet).
+    #[error("{what} is not in this node's log")]
+    NotFound {
+        /// What.
+        what: String,
+    },
+    /// Committed, but no head certificate covers it yet.
+    #[error("entry {index} is not certified yet (certified up to {certified}); ask again in a moment")]
+    NotCertified {
+        /// Which.
+        index: LogIndex,
+        /// How far certificates reach.
+        certified: LogIndex,
+    },
+    /// The store failed.
+    #[error("the store failed: {0}")]
+    Store(#[from] ReadError),
+}
+
+fn not_found(what: impl std::fmt::Display) -> QueryError {
+    QueryError::NotFound { what: what.to_string() }
+}
+
+impl Handle {
+    fn applied(&self) -> LogIndex {
+        *self.shared.applied.borrow()
+    }
+
+    fn committed_entry(&self, index: LogIndex) -> Result<Arc<Entry>, QueryError> {
+        let missing = || not_found(format!("entry {index}"));
+        if index == LogIndex::ZERO || index > self.applied() {
+            return Err(missing());
+        }
+        self.shared.store.entry(index)?.ok_or_else(missing)
+    }
+
+    /// Where a proposal stands. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn proposal(&self, id: &ProposalId) -> Result<ProposalStatus, QueryError> {
+        let index = self.shared.store.index_of(id)?.ok_or_else(|| not_found(format!("proposal {id}")))?;
+        let entry = self.committed_entry(index)?;
+        let request = entry.body.request.clone().ok_or_else(|| not_found(format!("proposal {id}")))?;
+        let outcome = self.shared.replica().outcome(index).cloned();
+        let state = match entry.header.kind {
+            Kind::Aborted => ProposalState::Aborted,
+            _ if self.shared.certified_size() >= index.0 => ProposalState::Certified,
+            _ => ProposalState::Committed,
+        };
+        Ok(ProposalStatus {
+            id: Some(*id),
+            state,
+            index: Some(index),
+            abort_reason: entry.header.abort_reason,
+            repeated: matches!(outcome, Some(crate::registry::Outcome::Repeat { .. })),
+            outcome,
+            client: request.client,
+            request_id: request.request_id,
+        })
+    }
+
+    /// Where the proposal of a request stands. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn request(&self, client: &str, request_id: &str) -> Result<ProposalStatus, QueryError> {
+        let key = Request { client: client.into(), request_id: request_id.into(), deadline_ms: 0 }.key();
+        let mut status = ProposalStatus {
+            id: None,
+            state: ProposalState::Pending,
+            index: None,
+            abort_reason: None,
+            outcome: None,
+            repeated: false,
+            client: client.into(),
+            request_id: request_id.into(),
+        };
+        self.fill(&key, &mut status).ok_or_else(|| not_found(format!("request {request_id:?} of {client:?}")))?;
+        Ok(status)
+    }
+
+    /// Committed entries. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn entries(&self, from: LogIndex, limit: usize) -> Result<EntryPage, QueryError> {
+        let (from, applied) = (from.max(LogIndex(1)), self.applied());
+        let to = LogIndex((from.0 - 1).saturating_add(limit.clamp(1, MAX_PAGE) as u64)).min(applied);
+        let read = if from > to { Vec::new() } else { self.shared.store.read(from, to, MAX_APPEND_BYTES)? };
+        let next = read.last().map(|e| e.index().next()).filter(|n| *n <= applied);
+        Ok(EntryPage { entries: read.iter().map(|e| view(e)).collect(), next, commit_index: applied })
+    }
+
+    /// One committed entry. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn entry(&self, index: LogIndex) -> Result<EntryView, QueryError> {
+        Ok(view(&*self.committed_entry(index)?))
+    }
+
+    /// The receipt of one entry. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn receipt(&self, index: LogIndex) -> Result<Receipt, QueryError> {
+        let entry = self.committed_entry(index)?;
+        let certificate = self.certificate_for(index)?;
+        let size = certificate.head.size;
+        let last_header =
+            self.shared.store.header(LogIndex(size))?.ok_or_else(|| not_found(format!("entry {size}")))?;
+        let store = &self.shared.store;
+        Ok(Receipt {
+            header: entry.header.clone(),
+            body: Some(entry.body.clone()),
+            path: store.inclusion_path(index.0 - 1, size)?,
+            certificate: (*certificate).clone(),
+            last_header,
+            last_path: store.inclusion_path(size - 1, size)?,
+            chain: EpochChain::default(),
+        })
+    }
+
+    /// The receipt of a proposal. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn receipt_of(&self, id: &ProposalId) -> Result<Receipt, QueryError> {
+        let index = self.shared.store.index_of(id)?.ok_or_else(|| not_found(format!("proposal {id}")))?;
+        self.receipt(index)
+    }
+
+    /// The smallest stored head certificate that covers an entry and lies within what is applied (and so indexed) here.
+    fn certificate_for(&self, index: LogIndex) -> Result<Arc<HeadCertificate>, QueryError> {
+        let applied = self.applied();
+        let stored = self.shared.store.certificate_covering(index)?;
+        // The newest may be on its way to the store still.
+        let newest = self.shared.certificate.borrow().clone().filter(|c| c.head.size >= index.0);
+        stored
+            .or(newest)
+            .filter(|c| c.head.size <= applied.0)
+            .ok_or(QueryError::NotCertified { index, certified: LogIndex(self.shared.certified_size()).min(applied) })
+    }
+
+    /// What proves one entry, without the parts that only a receipt needs. Blocking.
+    pub(super) fn commit_certificate(&self, entry: &Entry) -> Result<CommitCertificate, QueryError> {
+        let certificate = self.certificate_for(entry.index())?;
+        let size = certificate.head.size;
+        let last = self.shared.store.header(LogIndex(size))?.ok_or_else(|| not_found(format!("entry {size}")))?;
+        let granted = entry.header.tally.as_ref().and_then(|t| Some((&t.grants.members, t.grants.aggregate?)));
+        let half = certificate.halves.first().ok_or_else(|| not_found("a half of the certificate"))?;
+        // After a ballot the grants prove consent; on the fast path the head's signatures are the grants.
+        let (members, threshold_sig) = match granted {
+            Some((members, aggregate)) if entry.header.kind == Kind::Proposal => (members, aggregate),
+            _ => (&half.signers, half.aggregate),
+        };
+        let signers = self
+            .shared
+            .table
+            .table
+            .voters()
+            .enumerate()
+            .filter(|(position, _)| members.contains(*position))
+            .map(|(_, member)| member.did)
+            .collect();
+        Ok(CommitCertificate {
+            proposal_id: entry.header.proposal_id,
+            index: entry.index(),
+            committed_at: last.proposed_at,
+            signers,
+            threshold_sig,
+            path: self.shared.store.inclusion_path(entry.index().0 - 1, size)?,
+            head: (*certificate).clone(),
+        })
+    }
+
+    /// Head certificates of sizes above `above`, ascending. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn certificates(&self, above: u64, limit: usize) -> Result<CertificatePage, QueryError> {
+        let limit = limit.clamp(1, MAX_PAGE);
+        let found = self.shared.store.certificates(above, limit)?;
+        let next = found.last().map(|c| c.head.size).filter(|_| found.len() == limit);
+        Ok(CertificatePage { certificates: found.iter().map(|c| BASE64.encode(c.encode())).collect(), next })
+    }
+
+    /// The node at a glance.
+    #[must_use]
+    pub fn consensus_snapshot(&self) -> ConsensusSnapshot {
+        let view = self.shared.view();
+        let known = self.shared.table.table.members().iter().map(|m| m.did).filter(|d| *d != self.shared.id);
+        let (committed_count, aborted_count) =
+            self.registry(|state| (state.committed_count(), state.aborted_count()));
+        ConsensusSnapshot {
+            role: view.role,
+            term: view.term,
+            commit_index: view.committed,
+            known_peers: known.collect(),
+            pending_proposals: view.pending,
+            committed_count,
+            aborted_count,
+        }
+    }
+
+    /// The node and its members.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let (shared, view) = (&self.shared, self.shared.view());
+        let certificate = shared.certificate.borrow().clone();
+        let members = shared.table.table.members().iter().map(|m| MemberStatus {
+            id: m.did,
+            address: m.address.clone(),
+            http: shared.http_address(&m.did),
+            role: m.role,
+            policy: m.policy,
+            connected: m.did == shared.id || shared.transport.connected(&m.did),
+            match_index: view.matched.get(&m.did).copied(),
+        });
+        Status {
+            id: shared.id,
+            cluster: shared.genesis.name.clone(),
+            genesis_id: shared.genesis_id,
+            snapshot: self.consensus_snapshot(),
+            leader: view.leader,
+            first_index: LogIndex(1).min(view.last),
+            last_index: view.last,
+            durable_index: view.durable,
+            applied_index: self.applied(),
+            certified_index: LogIndex(certificate.as_ref().map_or(0, |c| c.head.size)),
+            certified_root: certificate.map(|c| c.head.root),
+            epoch: shared.table.epoch.0,
+            members: members.collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// Why this node is not ready to serve, or `None` when it is: a leader is known and what is committed is applied.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        let view = self.shared.view();
+        let applied = self.applied();
+        if self.shared.ended.borrow().is_some() {
+            Some("the node has stopped".into())
+        } else if view.leader.is_none() {
+            Some("no leader is known".into())
+        } else if view.committed > view.durable {
+            Some(format!("catching up: {} of {} entries are here", view.durable, view.committed))
+        } else if view.committed.0.saturating_sub(applied.0) > MAX_PAGE as u64 {
+            Some(format!("catching up: {applied} of {} entries are applied", view.committed))
+        } else {
+            None
+        }
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.shared.id
+    }
+}
+
+fn view(entry: &Entry) -> EntryView {
+    EntryView {
+        index: entry.index(),
+        term: entry.term(),
+        kind: entry.header.kind,
+        id: entry.header.proposal_id,
+        proposed_at: entry.header.proposed_at,
+        header: hex::encode(entry.header.encode()),
+        entry: Some(BASE64.encode(entry.encode())),
+        payload: (entry.header.kind == Kind::Proposal).then(|| json(&entry.body.payload)),
+    }
+}

@@ -1,0 +1,194 @@
+//! What the owner loop, the state machine's thread and every [`Handle`](super::Handle) see of one node.
+
+use super::applied::Replica;
+use super::clock::Clock;
+use super::owner::Event;
+use super::Ended;
+use crate::api::{OpenBallot, Role};
+use crate::certificate::{Genesis, HeadCertificate, Policy, TableInForce};
+use crate::core::Ballot;
+use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use crate::storage::Store;
+use crate::telemetry::Telemetry;
+use crate::transport::Transport;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What the core looks like from outside, refreshed after every drain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct View {
+    pub(super) role: Role,
+    pub(super) term: Term,
+    pub(super) leader: Option<NodeId>,
+    pub(super) committed: LogIndex,
+    pub(super) durable: LogIndex,
+    pub(super) last: LogIndex,
+    pub(super) pending: u64,
+    pub(super) matched: BTreeMap<NodeId, LogIndex>,
+}
+
+pub(super) struct Shared {
+    pub(super) id: NodeId,
+    pub(super) genesis: Genesis,
+    pub(super) genesis_id: Digest,
+    pub(super) table: TableInForce,
+    pub(super) policy: Policy,
+    pub(super) forward: bool,
+    pub(super) store: Store,
+    pub(super) transport: Transport,
+    pub(super) telemetry: Telemetry,
+    pub(super) clock: Clock,
+    pub(super) events: mpsc::Sender<Event>,
+    replica: RwLock<Replica>,
+    waiters: Mutex<HashMap<Digest, Vec<oneshot::Sender<()>>>>,
+    pub(super) applied: watch::Sender<LogIndex>,
+    pub(super) certificate: watch::Sender<Option<Arc<HeadCertificate>>>,
+    pub(super) ended: watch::Sender<Option<Ended>>,
+    view: Mutex<View>,
+    ballots: Mutex<BTreeMap<ProposalId, (Arc<Ballot>, u64)>>,
+    http: Mutex<BTreeMap<NodeId, String>>,
+}
+
+/// What a node is made of, before anything runs.
+pub(super) struct Parts {
+    pub(super) id: NodeId,
+    pub(super) genesis: Genesis,
+    pub(super) policy: Policy,
+    pub(super) forward: bool,
+    pub(super) store: Store,
+    pub(super) transport: Transport,
+    pub(super) telemetry: Telemetry,
+    pub(super) clock: Clock,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) replica: Replica,
+    pub(super) certificate: Option<Arc<HeadCertificate>>,
+    pub(super) http: Option<String>,
+}
+
+impl Shared {
+    pub(super) fn new(parts: Parts) -> Self {
+        let applied = parts.replica.state.applied();
+        let http = parts.http.map(|h| (parts.id, h)).into_iter().collect();
+        Self {
+            id: parts.id,
+            genesis_id: parts.genesis.id(),
+            table: parts.genesis.in_force(),
+            genesis: parts.genesis,
+            policy: parts.policy,
+            forward: parts.forward,
+            store: parts.store,
+            transport: parts.transport,
+            telemetry: parts.telemetry,
+            clock: parts.clock,
+            events: parts.events,
+            replica: RwLock::new(parts.replica),
+            waiters: Mutex::default(),
+            applied: watch::Sender::new(applied),
+            certificate: watch::Sender::new(parts.certificate),
+            ended: watch::Sender::new(None),
+            view: Mutex::default(),
+            ballots: Mutex::default(),
+            http: Mutex::new(http),
+        }
+    }
+
+    pub(super) fn replica(&self) -> RwLockReadGuard<'_, Replica> {
+        self.replica.read().expect("the state machine's thread does not panic")
+    }
+
+    pub(super) fn replica_mut(&self) -> RwLockWriteGuard<'_, Replica> {
+        self.replica.write().expect("the state machine's thread does not panic")
+    }
+
+    pub(super) fn view(&self) -> View {
+        lock(&self.view).clone()
+    }
+
+    pub(super) fn set_view(&self, view: View) {
+        *lock(&self.view) = view;
+    }
+
+    /// Resolves once an entry with this request key is applied. Register first, then look whether it is already.
+    pub(super) fn wait_for(&self, key: Digest) -> oneshot::Receiver<()> {
+        let (done, wait) = oneshot::channel();
+        let mut waiters = lock(&self.waiters);
+        let list = waiters.entry(key).or_default();
+        list.retain(|w| !w.is_closed());
+        list.push(done);
+        wait
+    }
+
+    /// Forgets waiters that gave up.
+    pub(super) fn forget_waiters(&self, key: &Digest) {
+        let mut waiters = lock(&self.waiters);
+        if let Some(list) = waiters.get_mut(key) {
+            list.retain(|w| !w.is_closed());
+            if list.is_empty() {
+                waiters.remove(key);
+            }
+        }
+    }
+
+    pub(super) fn wake(&self, keys: &[Digest]) {
+        let mut waiters = lock(&self.waiters);
+        for key in keys {
+            for waiter in waiters.remove(key).into_iter().flatten() {
+                // A waiter that gave up is no news.
+                let _gone = waiter.send(());
+            }
+        }
+    }
+
+    pub(super) fn certified_size(&self) -> u64 {
+        self.certificate.borrow().as_ref().map_or(0, |c| c.head.size)
+    }
+
+    pub(super) fn open_ballot(&self, ballot: Arc<Ballot>, until: u64) {
+        lock(&self.ballots).insert(ballot.id, (ballot, until));
+    }
+
+    pub(super) fn withdraw(&self, id: &ProposalId) {
+        lock(&self.ballots).remove(id);
+    }
+
+    pub(super) fn ballot(&self, id: &ProposalId) -> Option<Arc<Ballot>> {
+        lock(&self.ballots).get(id).map(|b| b.0.clone())
+    }
+
+    pub(super) fn ballots(&self) -> Vec<OpenBallot> {
+        let now = self.clock.now().mono;
+        lock(&self.ballots)
+            .values()
+            .map(|(ballot, until)| OpenBallot {
+                id: ballot.id,
+                client: ballot.request.client.clone(),
+                request_id: ballot.request.request_id.clone(),
+                payload: json(&ballot.payload),
+                required_quorum: ballot.required_quorum,
+                ttl_ms: until.saturating_sub(now),
+            })
+            .collect()
+    }
+
+    pub(super) fn note_http(&self, id: NodeId, address: Option<String>) {
+        let mut http = lock(&self.http);
+        match address {
+            Some(address) => http.insert(id, address),
+            None => http.remove(&id),
+        };
+    }
+
+    pub(super) fn http_address(&self, id: &NodeId) -> Option<String> {
+        lock(&self.http).get(id).cloned()
+    }
+}
+
+/// A payload as JSON. Admission takes nothing else, but a faulty leader's bytes must not stop a reader.
+pub(super) fn json(payload: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(payload).unwrap_or_else(|_| serde_json::Value::String(hex::encode(payload)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder of this lock panics")
+}

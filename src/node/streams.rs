@@ -1,0 +1,148 @@
+//! Streams of certified entries: from any index, in order, each once.
+
+use super::handle::Handle;
+use super::queries::QueryError;
+use super::shared::json;
+use crate::api::{AbortEvent, CommitEvent, StreamError};
+use crate::certificate::{AbortReason, Bitmap, Entry, Kind};
+use crate::ids::{LogIndex, NodeId};
+use crate::limits::MAX_APPEND_BYTES;
+use crate::registry::Outcome;
+use futures::stream::{self, BoxStream, StreamExt};
+use std::collections::VecDeque;
+
+/// Entries read for a stream at once.
+const CHUNK: u64 = 256;
+
+struct Cursor<E> {
+    handle: Handle,
+    next: LogIndex,
+    ready: VecDeque<E>,
+    over: bool,
+}
+
+impl Handle {
+    /// Certified `Proposal` entries from an index on, in order, each once; ends only with an error.
+    #[must_use]
+    pub fn commits(&self, from: LogIndex) -> BoxStream<'static, Result<CommitEvent, StreamError>> {
+        self.follow(from, Handle::commit_event)
+    }
+
+    /// Certified `Aborted` entries from an index on, in order, each once; ends only with an error.
+    #[must_use]
+    pub fn aborts(&self, from: LogIndex) -> BoxStream<'static, Result<AbortEvent, StreamError>> {
+        self.follow(from, Handle::abort_event)
+    }
+
+    fn follow<E: Send + 'static>(
+        &self,
+        from: LogIndex,
+        pick: fn(&Handle, &Entry) -> Result<Option<E>, QueryError>,
+    ) -> BoxStream<'static, Result<E, StreamError>> {
+        let cursor =
+            Cursor { handle: self.clone(), next: from.max(LogIndex(1)), ready: VecDeque::new(), over: false };
+        stream::unfold(cursor, move |mut cursor| async move {
+            loop {
+                if let Some(event) = cursor.ready.pop_front() {
+                    return Some((Ok(event), cursor));
+                }
+                if cursor.over {
+                    return None;
+                }
+                match cursor.handle.read_on(cursor.next, pick).await {
+                    Ok((events, next)) => {
+                        cursor.ready = events;
+                        cursor.next = next;
+                    }
+                    Err(why) => {
+                        cursor.over = true;
+                        return Some((Err(why), cursor));
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    /// Waits for certified entries at `from` and picks the events among the next of them.
+    async fn read_on<E: Send + 'static>(
+        &self,
+        from: LogIndex,
+        pick: fn(&Handle, &Entry) -> Result<Option<E>, QueryError>,
+    ) -> Result<(VecDeque<E>, LogIndex), StreamError> {
+        let mut certificate = self.shared.certificate.subscribe();
+        let mut applied = self.shared.applied.subscribe();
+        let mut ended = self.shared.ended.subscribe();
+        let certified = tokio::select! {
+            certified = certificate.wait_for(|c| c.as_ref().is_some_and(|c| c.head.size >= from.0)) => {
+                certified.ok().and_then(|c| c.as_ref().map(|c| c.head.size))
+            }
+            _ = ended.wait_for(Option::is_some) => None,
+        };
+        let certified = certified.ok_or(StreamError::Closed)?;
+        let upto = LogIndex(certified.min(from.0 + CHUNK - 1));
+        // Only what is applied here has its outcome and its place in the tree at hand.
+        tokio::select! {
+            reached = applied.wait_for(|a| *a >= LogIndex(certified)) => {
+                reached.map_err(|_| StreamError::Closed)?;
+            }
+            _ = ended.wait_for(Option::is_some) => return Err(StreamError::Closed),
+        }
+        let handle = self.clone();
+        let read = tokio::task::spawn_blocking(move || -> Result<_, QueryError> {
+            let entries = handle.shared.store.read(from, upto, MAX_APPEND_BYTES)?;
+            let next = entries.last().map_or(from, |e| e.index().next());
+            let mut events = VecDeque::new();
+            for entry in &entries {
+                events.extend(pick(&handle, entry)?);
+            }
+            Ok((events, next))
+        });
+        match read.await {
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(why)) => Err(StreamError::Store { detail: why.to_string() }),
+            Err(_) => Err(StreamError::Closed),
+        }
+    }
+
+    fn commit_event(&self, entry: &Entry) -> Result<Option<CommitEvent>, QueryError> {
+        let (Kind::Proposal, Some(id), Some(request)) =
+            (entry.header.kind, entry.header.proposal_id, entry.body.request.as_ref())
+        else {
+            return Ok(None);
+        };
+        let outcome = self.shared.replica().outcome(entry.index()).cloned().unwrap_or(Outcome::Opaque);
+        Ok(Some(CommitEvent {
+            index: entry.index(),
+            id,
+            client: request.client.clone(),
+            request_id: request.request_id.clone(),
+            payload: json(&entry.body.payload),
+            outcome,
+            certificate: Some(self.commit_certificate(entry)?),
+        }))
+    }
+
+    fn abort_event(&self, entry: &Entry) -> Result<Option<AbortEvent>, QueryError> {
+        let (Kind::Aborted, Some(id), Some(request)) =
+            (entry.header.kind, entry.header.proposal_id, entry.body.request.as_ref())
+        else {
+            return Ok(None);
+        };
+        let tally = entry.header.tally.as_ref();
+        Ok(Some(AbortEvent {
+            index: entry.index(),
+            id,
+            client: request.client.clone(),
+            request_id: request.request_id.clone(),
+            reason: entry.header.abort_reason.unwrap_or(AbortReason::Expired),
+            granted: tally.map(|t| self.names(&t.grants.members)).unwrap_or_default(),
+            denied: tally.map(|t| self.names(&t.denials.members)).unwrap_or_default(),
+        }))
+    }
+
+    fn names(&self, members: &Bitmap) -> Vec<NodeId> {
+        let voters = self.shared.table.table.voters().enumerate();
+        voters.filter(|(position, _)| members.contains(*position)).map(|(_, member)| member.did).collect()
+    }
+}

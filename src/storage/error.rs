@@ -1,0 +1,421 @@
+//! What can go wrong with a store, one enum per question.
+
+use super::block::BlockError;
+use super::watermark::WatermarkError;
+use crate::certificate::{FormatError, GenesisError, KeyError};
+use crate::ids::{Digest, LogIndex, NodeId, Term};
+use std::io;
+use std::path::PathBuf;
+
+/// What the database answers when it fails; its own error types stay inside this room.
+pub(super) fn fault(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(e) => e,
+        other => io::Error::other(other),
+    }
+}
+
+/// Why a store was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Something is there already.
+    #[error("{dir} is not empty: a store and its key are created once; name another directory, or remove this one if it holds nothing of value")]
+    NotEmpty {
+        /// Where.
+        dir: PathBuf,
+    },
+    /// The disk refused.
+    #[error("cannot create the store {dir}: {source}")]
+    Io {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a store was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing there.
+    #[error("there is no store in {dir}; create one with `concordat init`")]
+    Missing {
+        /// Where.
+        dir: PathBuf,
+    },
+    /// Another process has it open.
+    #[error("data directory in use by another process: {dir}; stop that one first (one node, one directory)")]
+    InUse {
+        /// Where.
+        dir: PathBuf,
+    },
+    /// Written by a newer program; nothing was touched.
+    #[error("the store in {dir} has schema version {found}, this program knows versions up to {known}; it was left untouched: use the newer program")]
+    Newer {
+        /// Where.
+        dir: PathBuf,
+        /// In the store.
+        found: u16,
+        /// The newest known here.
+        known: u16,
+    },
+    /// The disk refused.
+    #[error("cannot open the store {dir}: {source}")]
+    Io {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is stored is not what was written.
+    #[error("the store in {dir} is damaged: {damage}; do not start this node on it again: keep a copy, check the disk, and re-admit the member with a fresh store (`concordat init`), that is with a fresh key")]
+    Damaged {
+        /// Where.
+        dir: PathBuf,
+        /// How.
+        damage: Damage,
+    },
+    /// What is stored is intact but older than what this node has already promised.
+    #[error("the store in {dir} has lost its memory: {loss}; this node may have voted for or acknowledged what it no longer knows, so it must not take part again with this key: re-admit the member with a fresh store (`concordat init`), that is with a fresh key")]
+    Quarantined {
+        /// Where.
+        dir: PathBuf,
+        /// What is gone.
+        loss: Loss,
+    },
+}
+
+/// How a store is damaged.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// A file is not there.
+    #[error("the file {0} is missing")]
+    MissingFile(&'static str),
+    /// A tree is not there.
+    #[error("the tree {0:?} is missing")]
+    MissingTree(&'static str),
+    /// A record is not there.
+    #[error("the record {record:?} of the tree {tree:?} is missing")]
+    MissingRecord {
+        /// The tree.
+        tree: &'static str,
+        /// The record.
+        record: &'static str,
+    },
+    /// The database keeps a value in a file of its own, which it does not make durable; this program never writes such.
+    #[error("blobs/ is not empty: a value outgrew what the database stores durably")]
+    Blobs,
+    /// The database does not open or read.
+    #[error("the database cannot be read: {0}")]
+    Database(#[source] io::Error),
+    /// The database gave up.
+    #[error("the database gave up while reading: {message}")]
+    Panicked {
+        /// What it said.
+        message: String,
+    },
+    /// The watermark file is unusable.
+    #[error("the watermark file is unusable: {0}")]
+    Watermark(#[source] WatermarkError),
+    /// The watermark is another store's.
+    #[error("the watermark belongs to the member {found}, the store to {expected}")]
+    ForeignWatermark {
+        /// In the watermark.
+        found: NodeId,
+        /// In the store.
+        expected: NodeId,
+    },
+    /// A record does not decode.
+    #[error("a record of the tree {tree:?} is wrong: {source}")]
+    Record {
+        /// The tree.
+        tree: &'static str,
+        /// Why.
+        source: FormatError,
+    },
+    /// The secret key does not decode.
+    #[error("the secret key is unusable: {0}")]
+    Key(#[source] KeyError),
+    /// The genesis does not decode.
+    #[error("the pinned genesis is unusable: {0}")]
+    Genesis(#[source] GenesisError),
+    /// A block of the log does not decode.
+    #[error("the log block at index {first} is wrong: {source}")]
+    Block {
+        /// Its first index.
+        first: LogIndex,
+        /// Why.
+        source: BlockError,
+    },
+    /// A hole or an overlap in the log.
+    #[error("the log goes on at index {found} where {expected} must follow")]
+    NotContiguous {
+        /// What must come.
+        expected: LogIndex,
+        /// What came.
+        found: LogIndex,
+    },
+    /// Terms or times run backwards.
+    #[error("entry {index} is of an earlier term or time than the entry before it")]
+    Backwards {
+        /// Which.
+        index: LogIndex,
+    },
+    /// A block was written over another history.
+    #[error("the log block at index {first} was written over another history than the one before it")]
+    OtherHistory {
+        /// Its first index.
+        first: LogIndex,
+    },
+    /// The log is not the one that was certified.
+    #[error("the tree over the first {size} entries has the root {found}, its head certificate says {certified}")]
+    NotCertified {
+        /// How many entries.
+        size: u64,
+        /// Recomputed.
+        found: Digest,
+        /// In the certificate.
+        certified: Digest,
+    },
+    /// The term in force is older than an entry's.
+    #[error("the term on record is {term}, the last entry is of term {last_term}")]
+    TermBehindLog {
+        /// On record.
+        term: Term,
+        /// In the log.
+        last_term: Term,
+    },
+}
+
+/// What a store has forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Loss {
+    /// Term or vote.
+    #[error("its term is {found}, the watermark says at least {promised} (or the votes in that term differ)")]
+    Vote {
+        /// In the store.
+        found: Term,
+        /// In the watermark.
+        promised: Term,
+    },
+    /// Entries.
+    #[error("its log ends at {found}, the watermark says at least {promised}")]
+    Entries {
+        /// In the store.
+        found: LogIndex,
+        /// In the watermark.
+        promised: LogIndex,
+    },
+    /// Entries, as a certificate tells.
+    #[error("its log ends at {found}, a head certificate stored with it covers {certified}")]
+    Certified {
+        /// In the store.
+        found: LogIndex,
+        /// In the certificate.
+        certified: LogIndex,
+    },
+    /// Other entries.
+    #[error("its log up to {index} is another one than the watermark remembers")]
+    History {
+        /// Where.
+        index: LogIndex,
+    },
+}
+
+/// Why a genesis was not pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The store belongs to another cluster.
+    #[error("this store belongs to the cluster with genesis {pinned}, the genesis given is {given}; start the node with its own genesis file, or make a fresh store for the other cluster")]
+    Other {
+        /// In the store.
+        pinned: Digest,
+        /// What was given.
+        given: Digest,
+    },
+    /// Too large to be stored durably.
+    #[error("the genesis file is {length} bytes, the store takes at most {bound}")]
+    TooLarge {
+        /// How large.
+        length: usize,
+        /// How large it may be.
+        bound: usize,
+    },
+    /// What is pinned does not read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Not made durable.
+    #[error(transparent)]
+    Durability(#[from] DurabilityError),
+}
+
+/// Why something was not made durable. The store takes no further writes after any of these.
+#[derive(Debug, thiserror::Error)]
+pub enum DurabilityError {
+    /// The database refused a write.
+    #[error("writing to the store failed: {source}; nothing unwritten was acknowledged; {}, then start the node again", remedy(.source))]
+    Write {
+        /// Why.
+        source: io::Error,
+    },
+    /// fsync failed. What the operating system holds in memory may differ from the disk from now on, and a second fsync
+    /// would report success without having written anything: it is never retried.
+    #[error("fsync failed: {source}; it is not retried, because a second one may report success without having written; nothing unwritten was acknowledged; {}, and remount the file system (or reboot) before starting the node again, so that it reads what the disk holds", remedy(.source))]
+    Sync {
+        /// Why.
+        source: io::Error,
+    },
+    /// The watermark file was not replaced.
+    #[error("writing the watermark file failed: {source}; nothing unwritten was acknowledged; {}, then start the node again", remedy(.source))]
+    Watermark {
+        /// Why.
+        source: io::Error,
+    },
+    /// An earlier write or fsync failed.
+    #[error("the store takes no more writes because an earlier one failed; start the node again once its cause is removed")]
+    Stopped,
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free disk space",
+        _ => "check the disk and the kernel's log",
+    }
+}
+
+/// Why the committer stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The disk.
+    #[error(transparent)]
+    Durability(#[from] DurabilityError),
+    /// A record that was to be changed does not read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Entries do not follow the log.
+    #[error("entry {found} was to be written, but {expected} must follow")]
+    Gap {
+        /// What must come.
+        expected: LogIndex,
+        /// What came.
+        found: LogIndex,
+    },
+    /// An entry is of an earlier term than the one before.
+    #[error("entry {index} is of an earlier term than the one before it")]
+    Backwards {
+        /// Which.
+        index: LogIndex,
+    },
+    /// An entry is too large to be stored durably.
+    #[error("entry {index} is {length} bytes, the store takes at most {bound}")]
+    TooLarge {
+        /// Which.
+        index: LogIndex,
+        /// How large.
+        length: usize,
+        /// How large it may be.
+        bound: usize,
+    },
+    /// A committed entry was to be replaced.
+    #[error("entry {index} was to be replaced, but everything up to {committed} is committed")]
+    Committed {
+        /// Which.
+        index: LogIndex,
+        /// How far entries are committed.
+        committed: LogIndex,
+    },
+    /// A certificate covers what is not in the log.
+    #[error("a head certificate of size {size} was to be stored over a log that ends at {last}")]
+    CertificateAhead {
+        /// Of the certificate.
+        size: u64,
+        /// Of the log.
+        last: LogIndex,
+    },
+    /// A certificate says something else than the log.
+    #[error("a head certificate of size {size} was to be stored over a log with another root")]
+    CertificateMismatch {
+        /// Of the certificate.
+        size: u64,
+    },
+    /// The database panicked.
+    #[error("the database gave up: {message}; nothing unwritten was acknowledged; check the disk, then start the node again")]
+    Panicked {
+        /// What it said.
+        message: String,
+    },
+}
+
+/// The committer takes no more writes: it was closed, or an earlier write failed (which was reported once).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the committer has stopped")]
+pub struct Stopped;
+
+/// Why something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The database does not answer.
+    #[error("reading the store failed: {0}; check the disk")]
+    Io(#[source] io::Error),
+    /// The database gave up.
+    #[error("the database gave up while reading: {message}; check the disk")]
+    Panicked {
+        /// What it said.
+        message: String,
+    },
+    /// A record does not decode.
+    #[error("a record of the tree {tree:?} is damaged: {source}; stop the node and check the disk")]
+    Record {
+        /// The tree.
+        tree: &'static str,
+        /// Why.
+        source: FormatError,
+    },
+    /// A block does not decode.
+    #[error("the log block at index {first} is damaged: {source}; stop the node and check the disk")]
+    Block {
+        /// Its first index.
+        first: LogIndex,
+        /// Why.
+        source: BlockError,
+    },
+    /// An entry that must be there is not.
+    #[error("entry {index} is missing from the log; stop the node and check the disk")]
+    Hole {
+        /// Which.
+        index: LogIndex,
+    },
+    /// A hash that must be there is not.
+    #[error("the tree hash at level {level}, position {position} is missing; start the node again to rebuild it")]
+    Tile {
+        /// The tile level.
+        level: u8,
+        /// The tile's position.
+        position: u64,
+    },
+    /// Asked for more than is committed here.
+    #[error("the tree covers {size} entries, not {asked}; ask again once that many are committed here")]
+    NotYet {
+        /// What was asked.
+        asked: u64,
+        /// What there is.
+        size: u64,
+    },
+    /// Committed entries were handed over out of order.
+    #[error("entry {found} was handed over for indexing, but {expected} must follow")]
+    Gap {
+        /// What must come.
+        expected: LogIndex,
+        /// What came.
+        found: LogIndex,
+    },
+    /// Derived records could not be written.
+    #[error(transparent)]
+    Durability(#[from] DurabilityError),
+}
+
+impl From<sled::Error> for ReadError {
+    fn from(error: sled::Error) -> Self {
+        Self::Io(fault(error))
+    }
+}

@@ -1,0 +1,318 @@
+//! Reads: from any thread, only of what is durable.
+
+use super::archive::Archive;
+use super::block::{self, Block, Builder};
+use super::error::ReadError;
+use super::layout::{self, CASTS, CERTIFICATES, META, META_GENESIS, number_key, read_cast};
+use super::{Shared, Store};
+use crate::certificate::merkle::{self, Frontier};
+use crate::certificate::{Entry, FormatError, Genesis, Header, HeadCertificate};
+use crate::core::CastVote;
+use crate::ids::{Digest, LogIndex, ProposalId};
+use crate::limits::MAX_PAGE;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+/// What a panic said.
+pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}
+
+/// sled panics on some damaged pages, whenever it first reads them. Its state after that is its own affair: the error
+/// says to stop the node.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|p| Err(ReadError::Panicked { message: panic_message(p.as_ref()) }))
+}
+
+impl Shared {
+    /// Calls `each` with every stored entry from `from` to `to` (both included, encoded), until it says `false`.
+    /// Durable or not: callers bound `to`.
+    pub(super) fn scan(
+        &self,
+        from: LogIndex,
+        to: LogIndex,
+        mut each: impl FnMut(LogIndex, &[u8]) -> Result<bool, ReadError>,
+    ) -> Result<(), ReadError> {
+        let log = &self.disk.trees.log;
+        let mut expected = from;
+        // The block that holds `from` begins at or before it.
+        let before = log.get_lt(number_key(from.next().0))?.map(|(key, _)| key);
+        let end = number_key(to.0);
+        for row in log.range(before.as_deref().unwrap_or(&number_key(from.0))..=&end[..]) {
+            let (key, value) = row?;
+            let stored = Block::read(&key, &value).map_err(|source| block_error(&key, source))?;
+            if expected < stored.first || stored.end() <= expected {
+                return Err(ReadError::Hole { index: expected });
+            }
+            for (index, bytes) in stored.raw_from(expected).take_while(|(index, _)| *index <= to) {
+                if !each(index, bytes)? {
+                    return Ok(());
+                }
+                expected = index.next();
+            }
+        }
+        if expected <= to { Err(ReadError::Hole { index: expected }) } else { Ok(()) }
+    }
+
+    /// What remains of the block in which `from` lies when the log is cut there: its key and its new value; `None` when
+    /// a block ends just before `from`.
+    pub(super) fn part_of_block(&self, from: LogIndex) -> Result<Option<([u8; 8], Vec<u8>)>, ReadError> {
+        let Some((key, value)) = self.disk.trees.log.get_lt(number_key(from.0))? else { return Ok(None) };
+        let stored = Block::read(&key, &value).map_err(|source| block_error(&key, source))?;
+        if stored.end() <= from {
+            return Ok(None);
+        }
+        let mut kept = Builder::new(stored.first, stored.root_before);
+        for (_, bytes) in stored.raw_from(stored.first).take_while(|(index, _)| *index < from) {
+            kept.push(bytes);
+        }
+        Ok(Some(kept.finish()))
+    }
+
+    /// The tree over the first `size` entries, which lie beyond the archive, and the last of them.
+    pub(super) fn tree_at(&self, base: Frontier, size: LogIndex) -> Result<(Frontier, Option<Arc<Entry>>), ReadError> {
+        let mut frontier = base;
+        let mut last = None;
+        let from = LogIndex(frontier.size()).max(LogIndex(1));
+        if size == LogIndex::ZERO {
+            return Ok((frontier, None));
+        }
+        self.scan(from, size, |index, bytes| {
+            let entry = decode(index, bytes)?;
+            if index.0 > frontier.size() {
+                frontier.push(entry.header.leaf_hash());
+            }
+            last = Some(entry);
+            Ok(true)
+        })?;
+        Ok((frontier, last))
+    }
+}
+
+fn block_error(key: &[u8], source: block::BlockError) -> ReadError {
+    ReadError::Block { first: LogIndex(layout::read_number_key(key).unwrap_or_default()), source }
+}
+
+fn decode(index: LogIndex, bytes: &[u8]) -> Result<Arc<Entry>, ReadError> {
+    block::decode(index, bytes).map_err(|source| ReadError::Block { first: index, source })
+}
+
+pub(super) fn certificate(key: &[u8], value: &[u8]) -> Result<Arc<HeadCertificate>, FormatError> {
+    let certificate = HeadCertificate::decode(value)?;
+    if layout::read_number_key(key)? != certificate.head.size {
+        return Err(FormatError::Value { field: "certificate.size" });
+    }
+    Ok(Arc::new(certificate))
+}
+
+impl Store {
+    /// The first index held: 1, also while the log is empty.
+    #[must_use]
+    pub fn first_index(&self) -> LogIndex {
+        LogIndex(1)
+    }
+
+    /// The last durable index; zero while the log is empty.
+    #[must_use]
+    pub fn last_index(&self) -> LogIndex {
+        LogIndex(self.shared.last.load(Ordering::Acquire))
+    }
+
+    /// Durable entries from `from` to `to` (both included), as many as fit in `max_bytes` of encoded entries, but at
+    /// least the first. Empty when `from` is not durable here.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Result<Vec<Arc<Entry>>, ReadError> {
+        guarded(|| {
+            let _uncut = self.shared.cutting.read().unwrap_or_else(PoisonError::into_inner);
+            let (from, to) = (from.max(self.first_index()), to.min(self.last_index()));
+            let mut entries = Vec::new();
+            if from > to {
+                return Ok(entries);
+            }
+            let mut room = max_bytes;
+            self.shared.scan(from, to, |index, bytes| {
+                if !entries.is_empty() && bytes.len() > room {
+                    return Ok(false);
+                }
+                room = room.saturating_sub(bytes.len());
+                entries.push(decode(index, bytes)?);
+                Ok(true)
+            })?;
+            Ok(entries)
+        })
+    }
+
+    /// One durable entry.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn entry(&self, index: LogIndex) -> Result<Option<Arc<Entry>>, ReadError> {
+        if index == LogIndex::ZERO {
+            return Ok(None);
+        }
+        Ok(self.read(index, index, 0)?.pop())
+    }
+
+    /// The header of one durable entry.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn header(&self, index: LogIndex) -> Result<Option<Header>, ReadError> {
+        if index == LogIndex::ZERO || index > self.last_index() {
+            return Ok(None);
+        }
+        guarded(|| {
+            let archive = self.shared.archive();
+            if index.0 <= archive.size() {
+                return archive.header(&self.shared.disk, index).map(Some);
+            }
+            drop(archive);
+            Ok(self.entry(index)?.map(|e| e.header.clone()))
+        })
+    }
+
+    /// The newest durable head certificate.
+    #[must_use]
+    pub fn latest_certificate(&self) -> Option<Arc<HeadCertificate>> {
+        self.shared.certificate.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The certificate of the smallest head that covers entry `index`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn certificate_covering(&self, index: LogIndex) -> Result<Option<Arc<HeadCertificate>>, ReadError> {
+        Ok(self.certificates(index.prev().0, 1)?.pop())
+    }
+
+    /// Certificates of heads larger than `above`, ascending, at most `limit` (and at most [`MAX_PAGE`]).
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn certificates(&self, above: u64, limit: usize) -> Result<Vec<Arc<HeadCertificate>>, ReadError> {
+        let Some(from) = above.checked_add(1) else { return Ok(Vec::new()) };
+        guarded(|| {
+            let mut found = Vec::new();
+            for row in self.shared.disk.trees.certificates.range(number_key(from)..).take(limit.min(MAX_PAGE)) {
+                let (key, value) = row?;
+                let read = certificate(&key, &value);
+                found.push(read.map_err(|source| ReadError::Record { tree: CERTIFICATES, source })?);
+            }
+            Ok(found)
+        })
+    }
+
+    /// This member's durable answer to a ballot on this request and payload. Waits for one that is being written.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn cast_vote(&self, request_key: &Digest, content: &Digest) -> Result<Option<CastVote>, ReadError> {
+        guarded(|| {
+            let _settled = self.shared.casting.read().unwrap_or_else(PoisonError::into_inner);
+            let key = layout::cast_key(request_key, content);
+            let Some(value) = self.shared.disk.trees.casts.get(key)? else { return Ok(None) };
+            read_cast(&key, &value).map(Some).map_err(|source| ReadError::Record { tree: CASTS, source })
+        })
+    }
+
+    /// Forgets ballot answers whose request's deadline lies before `now_ms` (milliseconds since the Unix epoch), after
+    /// which the request can no longer be asked about. Returns how many.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn forget_casts(&self, now_ms: u64) -> Result<u64, ReadError> {
+        guarded(|| {
+            let mut forgotten = 0;
+            for row in &self.shared.disk.trees.casts {
+                let (key, value) = row?;
+                let cast = read_cast(&key, &value).map_err(|source| ReadError::Record { tree: CASTS, source })?;
+                // Compared and removed at once: an answer given again meanwhile, with a later deadline, stays.
+                let stale = cast.keep_until < now_ms;
+                if stale && self.shared.disk.remove_if(&self.shared.disk.trees.casts, &key, &value)? {
+                    forgotten += 1;
+                }
+            }
+            Ok(forgotten)
+        })
+    }
+
+    /// The genesis that this store is bound to.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn genesis(&self) -> Result<Option<Genesis>, ReadError> {
+        guarded(|| {
+            let Some(value) = self.shared.disk.trees.meta.get(META_GENESIS)? else { return Ok(None) };
+            // It was read and judged at open, so what does not read now went bad since.
+            let wrong = |_| ReadError::Record { tree: META, source: FormatError::Value { field: META_GENESIS } };
+            let text = std::str::from_utf8(&value).map_err(wrong)?;
+            let wrong = |_| ReadError::Record { tree: META, source: FormatError::Value { field: META_GENESIS } };
+            Genesis::from_json(text).map(Some).map_err(wrong)
+        })
+    }
+
+    /// Which entry a proposal became, when it is committed here.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn index_of(&self, id: &ProposalId) -> Result<Option<LogIndex>, ReadError> {
+        let found = guarded(|| self.shared.archive().index_of(&self.shared.disk, id))?;
+        let Some(index) = found else { return Ok(None) };
+        let header = self.header(index)?;
+        Ok(header.filter(|h| h.proposal_id.as_ref() == Some(id)).map(|_| index))
+    }
+
+    /// How many committed entries roots and proofs can be asked about.
+    #[must_use]
+    pub fn archived(&self) -> u64 {
+        self.shared.archive().size()
+    }
+
+    /// The root over the first `size` committed entries.
+    ///
+    /// # Errors
+    /// [`ReadError::NotYet`] beyond what [`Store::archive`] has been given.
+    pub fn root_at(&self, size: u64) -> Result<Digest, ReadError> {
+        self.prove(size, |archive| merkle::root(&archive.nodes(&self.shared.disk), size))
+    }
+
+    /// The inclusion path of leaf number `leaf` (from 0: entry `leaf + 1`) in the tree of the first `size` committed
+    /// entries.
+    ///
+    /// # Errors
+    /// [`ReadError::NotYet`] when `size` is beyond what [`Store::archive`] has been given, or `leaf` not below `size`.
+    pub fn inclusion_path(&self, leaf: u64, size: u64) -> Result<Vec<Digest>, ReadError> {
+        if leaf >= size {
+            return Err(ReadError::NotYet { asked: leaf.saturating_add(1), size });
+        }
+        self.prove(size, |archive| merkle::inclusion_path(&archive.nodes(&self.shared.disk), leaf, size))
+    }
+
+    /// The consistency proof between the trees of the first `old` and the first `new` committed entries.
+    ///
+    /// # Errors
+    /// [`ReadError::NotYet`] when `new` is beyond what [`Store::archive`] has been given, or `old` beyond `new`.
+    pub fn consistency_path(&self, old: u64, new: u64) -> Result<Vec<Digest>, ReadError> {
+        if old > new {
+            return Err(ReadError::NotYet { asked: old, size: new });
+        }
+        self.prove(new, |archive| merkle::consistency_path(&archive.nodes(&self.shared.disk), old, new))
+    }
+
+    fn prove<T>(&self, asked: u64, proof: impl FnOnce(&Archive) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        guarded(|| {
+            let archive = self.shared.archive();
+            let size = archive.size();
+            if asked > size {
+                return Err(ReadError::NotYet { asked, size });
+            }
+            proof(&archive)
+        })
+    }
+}

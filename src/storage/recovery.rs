@@ -1,0 +1,487 @@
+//! Opening a store: nothing is believed that was not checked.
+//!
+//! In order: the lock; the watermark, whose header tells the schema version before anything is touched; what sled
+//! leaves behind when it is torn; sled itself; an fsync, because what the last process wrote and this one reads may
+//! still be in memory only; then every record, the whole log against its checksums and its tree, the tree against the
+//! certificates and the watermark; and last the watermark, raised to what was found.
+
+use super::archive::Archive;
+use super::block::{self, Block};
+use super::committer::Tail;
+use super::disk::{BLOBS, CONF, DATA, Disk, LOCK, Trees, open_database};
+use super::error::{Damage, DurabilityError, Loss, OpenError, ReadError, fault};
+use super::layout::{
+    self, CERTIFICATES, HARD, HARD_STATE, META, META_BLS, META_DID, META_GENESIS, META_SCHEMA, SCHEMA,
+};
+use super::read::{certificate, panic_message};
+use super::watermark::{NEXT, Watermark, WatermarkError};
+use super::{Shared, Store};
+use crate::certificate::merkle::{self, Frontier};
+use crate::certificate::{Entry, FormatError, Genesis, GenesisError, HeadCertificate, SecretKey};
+use crate::core::{HardState, Restored};
+use crate::ids::{Digest, LogIndex, NodeId, Term};
+use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_ENTRIES};
+use std::collections::VecDeque;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, RwLock};
+
+/// What a store held when it was opened.
+pub struct Recovered {
+    /// Whose store it is.
+    pub did: NodeId,
+    /// Its BLS key.
+    pub bls: SecretKey,
+    /// The cluster it is bound to, if it is yet.
+    pub genesis: Option<Genesis>,
+    /// What the core goes on from.
+    pub restored: Restored,
+    /// The last index of the log; zero when it is empty.
+    pub last_index: LogIndex,
+    /// What opening found, for the log.
+    pub report: Report,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Entries in the log.
+    pub entries: u64,
+    /// Blocks that hold them.
+    pub blocks: u64,
+    /// Bytes of those blocks.
+    pub bytes: u64,
+    /// Head certificates.
+    pub certificates: u64,
+    /// Index up to which the watermark vouched for the log.
+    pub watermark: LogIndex,
+    /// Derived records that were missing or wrong and have been written anew.
+    pub derived: u64,
+    /// Unfinished database snapshots that were removed.
+    pub torn_snapshots: u64,
+}
+
+/// Why opening failed, before the directory is named.
+enum Failure {
+    Io(io::Error),
+    Damage(Damage),
+    Loss(Loss),
+    Newer(u16),
+    InUse,
+    Missing,
+}
+
+impl From<Damage> for Failure {
+    fn from(damage: Damage) -> Self {
+        Self::Damage(damage)
+    }
+}
+
+impl From<Loss> for Failure {
+    fn from(loss: Loss) -> Self {
+        Self::Loss(loss)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<sled::Error> for Failure {
+    fn from(error: sled::Error) -> Self {
+        Self::Damage(Damage::Database(fault(error)))
+    }
+}
+
+impl From<DurabilityError> for Failure {
+    fn from(error: DurabilityError) -> Self {
+        Self::Io(match error {
+            DurabilityError::Write { source } | DurabilityError::Sync { source } | DurabilityError::Watermark { source } => {
+                source
+            }
+            DurabilityError::Stopped => io::Error::other(DurabilityError::Stopped),
+        })
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Durability(e) => e.into(),
+            ReadError::Io(e) => Damage::Database(e).into(),
+            other => Damage::Database(io::Error::other(other)).into(),
+        }
+    }
+}
+
+pub(super) fn open(path: &Path) -> Result<(Store, Recovered), OpenError> {
+    // sled panics on much of what a bad disk can give it.
+    let result = catch_unwind(AssertUnwindSafe(|| open_unguarded(path)))
+        .unwrap_or_else(|p| Err(Damage::Panicked { message: panic_message(p.as_ref()) }.into()));
+    let dir = path.to_owned();
+    result.map_err(|failure| match failure {
+        Failure::Io(source) => OpenError::Io { dir, source },
+        Failure::Damage(damage) => OpenError::Damaged { dir, damage },
+        Failure::Loss(loss) => OpenError::Quarantined { dir, loss },
+        Failure::Newer(found) => OpenError::Newer { dir, found, known: SCHEMA },
+        Failure::InUse => OpenError::InUse { dir },
+        Failure::Missing => OpenError::Missing { dir },
+    })
+}
+
+fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
+    let lock = lock(dir)?;
+    let mark = Watermark::load(dir).map_err(|e| match e {
+        WatermarkError::Newer { found } => Failure::Newer(found),
+        other => Damage::Watermark(other).into(),
+    })?;
+    let torn_snapshots = tidy(dir)?;
+    let db = open_database(dir).map_err(Damage::Database)?;
+    let names = db.tree_names();
+    if let Some(missing) = layout::trees().find(|name| !names.iter().any(|n| n == name.as_bytes())) {
+        return Err(Damage::MissingTree(missing).into());
+    }
+    let trees = Trees::open(&db).map_err(Damage::Database)?;
+    let disk = Disk::new(dir, db, trees, lock)?;
+    // What is read from here on may have been written by a process that was killed before its fsync. The core will
+    // vouch for it as durable, so it is made durable first.
+    File::open(dir.join(CONF))?.sync_all()?;
+    disk.make_durable()?;
+    disk.dir_handle.sync_all()?;
+
+    let identity = read_identity(&disk)?;
+    let hard = read_hard_state(&disk, &identity, &mark)?;
+    let scan = Scan::of(&disk, &mark)?;
+    if hard.term < scan.last_term {
+        return Err(Damage::TermBehindLog { term: hard.term, last_term: scan.last_term }.into());
+    }
+    disk.make_durable()?;
+    finish(disk, identity, hard, mark, scan, torn_snapshots)
+}
+
+fn lock(dir: &Path) -> Result<File, Failure> {
+    let file = match File::options().read(true).write(true).open(dir.join(LOCK)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.join(DATA).exists() => {
+            return Err(Damage::MissingFile(LOCK).into());
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Failure::Missing),
+        Err(e) => return Err(e.into()),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Failure::InUse),
+        Err(TryLockError::Error(e)) => Err(e.into()),
+    }
+}
+
+/// Removes what an interrupted write left, and refuses what sled would paper over or not keep.
+fn tidy(dir: &Path) -> Result<u64, Failure> {
+    for file in [DATA, CONF] {
+        // sled would begin an empty database in their place.
+        if !dir.join(file).is_file() {
+            return Err(Damage::MissingFile(file).into());
+        }
+    }
+    let blobs = dir.join(BLOBS);
+    if blobs.is_dir() && fs::read_dir(&blobs)?.next().is_some() {
+        return Err(Damage::Blobs.into());
+    }
+    let mut torn = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // A torn one of these fails every later open; a whole one is only a cache of the log.
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(entry.path())?;
+            torn += 1;
+        } else if name == NEXT {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(torn)
+}
+
+struct Identity {
+    did: NodeId,
+    bls: SecretKey,
+    genesis: Option<Genesis>,
+}
+
+fn record(tree: &sled::Tree, name: &'static str, record: &'static str) -> Result<sled::IVec, Failure> {
+    tree.get(record)?.ok_or_else(|| Damage::MissingRecord { tree: name, record }.into())
+}
+
+fn read_identity(disk: &Disk) -> Result<Identity, Failure> {
+    let meta = &disk.trees.meta;
+    let wrong = |source| Damage::Record { tree: META, source };
+    let schema = layout::read_schema(&record(meta, META, META_SCHEMA)?).map_err(wrong)?;
+    if schema > SCHEMA {
+        return Err(Failure::Newer(schema));
+    }
+    let did = NodeId(layout::read_32(&record(meta, META, META_DID)?, META_DID).map_err(wrong)?);
+    let bls = SecretKey::from_bytes(&record(meta, META, META_BLS)?).map_err(Damage::Key)?;
+    let genesis = match meta.get(META_GENESIS)? {
+        None => None,
+        Some(json) => {
+            let text = std::str::from_utf8(&json).map_err(|_| wrong(FormatError::Value { field: META_GENESIS }))?;
+            Some(Genesis::from_json(text).map_err(|e: GenesisError| Damage::Genesis(e))?)
+        }
+    };
+    Ok(Identity { did, bls, genesis })
+}
+
+fn read_hard_state(disk: &Disk, identity: &Identity, mark: &Watermark) -> Result<HardState, Failure> {
+    if mark.did != identity.did {
+        return Err(Damage::ForeignWatermark { found: mark.did, expected: identity.did }.into());
+    }
+    let hard = layout::read_hard_state(&record(&disk.trees.hard, HARD, HARD_STATE)?)
+        .map_err(|source| Damage::Record { tree: HARD, source })?;
+    let promised = &mark.hard;
+    // The store is written before the watermark, so it may know a newer vote, never an older one and never another.
+    let forgot_vote = promised.term == hard.term && promised.vote.is_some() && promised.vote != hard.vote;
+    if hard.term < promised.term || forgot_vote {
+        return Err(Loss::Vote { found: hard.term, promised: promised.term }.into());
+    }
+    Ok(hard)
+}
+
+/// The one pass over the log.
+struct Scan<'a> {
+    disk: &'a Disk,
+    mark: &'a Watermark,
+    /// The tree over everything read so far.
+    frontier: Frontier,
+    last_term: Term,
+    last_time: u64,
+    /// Size of the newest certified head.
+    certified: u64,
+    archive: Archive,
+    window: Window,
+    report: Report,
+}
+
+/// What a scan leaves for the store and the core.
+struct Scanned {
+    frontier: Frontier,
+    last_term: Term,
+    last_time: u64,
+    certificate: Option<Arc<HeadCertificate>>,
+    archive: Archive,
+    window: Window,
+    report: Report,
+}
+
+/// The last entries, and what the core needs to know of those before.
+#[derive(Default)]
+struct Window {
+    entries: VecDeque<(Arc<Entry>, Digest, usize)>,
+    bytes: usize,
+    before: Frontier,
+    terms: Vec<(LogIndex, Term)>,
+    last_time: u64,
+}
+
+impl Window {
+    /// Takes the next entry and lets go of the oldest beyond the bounds; but what no certificate covers stays, because
+    /// only the core can tell whether it is committed.
+    fn push(&mut self, entry: Arc<Entry>, leaf: Digest, bytes: usize, certified: u64) {
+        self.bytes += bytes;
+        self.entries.push_back((entry, leaf, bytes));
+        while self.entries.len() > LOG_WINDOW_ENTRIES || self.bytes > LOG_WINDOW_BYTES {
+            match self.entries.front() {
+                Some((oldest, ..)) if oldest.index().0 <= certified => {}
+                _ => return,
+            }
+            let Some((oldest, leaf, bytes)) = self.entries.pop_front() else { return };
+            self.bytes -= bytes;
+            self.before.push(leaf);
+            self.last_time = oldest.header.proposed_at;
+            if self.terms.last().is_none_or(|last| last.1 != oldest.term()) {
+                self.terms.push((oldest.index(), oldest.term()));
+            }
+        }
+    }
+}
+
+impl<'a> Scan<'a> {
+    fn of(disk: &'a Disk, mark: &'a Watermark) -> Result<Scanned, Failure> {
+        let mut certificates = Certificates::of(disk);
+        let newest = match disk.trees.certificates.last()? {
+            None => None,
+            Some((key, value)) => Some(Certificates::read(&key, &value)?),
+        };
+        let mut scan = Self {
+            disk,
+            mark,
+            frontier: Frontier::default(),
+            last_term: Term::ZERO,
+            last_time: 0,
+            certified: newest.as_ref().map_or(0, |c| c.head.size),
+            archive: Archive::default(),
+            window: Window::default(),
+            report: Report { watermark: mark.last, ..Report::default() },
+        };
+        for row in disk.trees.log.iter() {
+            let (key, value) = row?;
+            scan.take_block(&key, &value, &mut certificates)?;
+        }
+        scan.end(certificates, newest)
+    }
+
+    fn take_block(&mut self, key: &[u8], value: &[u8], certificates: &mut Certificates) -> Result<(), Failure> {
+        let number = LogIndex(layout::read_number_key(key).unwrap_or_default());
+        let wrong = |source| Damage::Block { first: number, source };
+        let stored = Block::read(key, value).map_err(wrong)?;
+        let expected = LogIndex(self.frontier.size() + 1);
+        if stored.first != expected {
+            return Err(Damage::NotContiguous { expected, found: stored.first }.into());
+        }
+        if stored.root_before != self.frontier.root() {
+            return Err(Damage::OtherHistory { first: stored.first }.into());
+        }
+        self.report.blocks += 1;
+        self.report.bytes += value.len() as u64;
+        for (index, bytes) in stored.raw_from(stored.first) {
+            let entry = block::decode(index, bytes).map_err(wrong)?;
+            self.take_entry(entry, bytes.len(), certificates)?;
+        }
+        Ok(())
+    }
+
+    fn take_entry(&mut self, entry: Arc<Entry>, bytes: usize, certificates: &mut Certificates) -> Result<(), Failure> {
+        let header = &entry.header;
+        let index = header.index;
+        if header.term < self.last_term || header.proposed_at < self.last_time {
+            return Err(Damage::Backwards { index }.into());
+        }
+        self.last_term = header.term;
+        self.last_time = header.proposed_at;
+        let header_bytes = header.encode();
+        let leaf = merkle::leaf_hash(&header_bytes);
+        self.frontier.push(leaf);
+        self.report.entries += 1;
+        if index == self.mark.last && self.frontier.root() != self.mark.root {
+            return Err(Loss::History { index }.into());
+        }
+        certificates.compare(&self.frontier)?;
+        if index.0 <= self.certified {
+            self.archive.take(self.disk, header, header_bytes)?;
+        }
+        self.window.push(entry, leaf, bytes, self.certified);
+        Ok(())
+    }
+
+    fn end(self, mut certificates: Certificates, newest: Option<Arc<HeadCertificate>>) -> Result<Scanned, Failure> {
+        let Self { frontier, last_term, last_time, archive, window, mut report, mark, certified, .. } = self;
+        let found = LogIndex(frontier.size());
+        if found < mark.last {
+            return Err(Loss::Entries { found, promised: mark.last }.into());
+        }
+        if found.0 < certified {
+            return Err(Loss::Certified { found, certified: LogIndex(certified) }.into());
+        }
+        report.certificates = certificates.finish()?;
+        report.derived = archive.written;
+        Ok(Scanned { frontier, last_term, last_time, certificate: newest, archive, window, report })
+    }
+}
+
+/// All head certificates in the order of their sizes, compared with the tree as it grows.
+struct Certificates {
+    rows: sled::Iter,
+    next: Option<Arc<HeadCertificate>>,
+    begun: bool,
+    compared: u64,
+}
+
+impl Certificates {
+    fn of(disk: &Disk) -> Self {
+        Self { rows: disk.trees.certificates.iter(), next: None, begun: false, compared: 0 }
+    }
+
+    fn read(key: &[u8], value: &[u8]) -> Result<Arc<HeadCertificate>, Failure> {
+        let read = certificate(key, value).map_err(|source| Damage::Record { tree: CERTIFICATES, source })?;
+        if read.head.size == 0 {
+            let source = FormatError::Value { field: "certificate.size" };
+            return Err(Damage::Record { tree: CERTIFICATES, source }.into());
+        }
+        Ok(read)
+    }
+
+    fn advance(&mut self) -> Result<(), Failure> {
+        self.begun = true;
+        self.next = match self.rows.next() {
+            None => None,
+            Some(row) => {
+                let (key, value) = row?;
+                Some(Self::read(&key, &value)?)
+            }
+        };
+        Ok(())
+    }
+
+    fn compare(&mut self, tree: &Frontier) -> Result<(), Failure> {
+        if !self.begun {
+            self.advance()?;
+        }
+        let Some(c) = self.next.as_ref().filter(|c| c.head.size == tree.size()) else { return Ok(()) };
+        let (size, found, certified) = (c.head.size, tree.root(), c.head.root);
+        if found != certified {
+            return Err(Damage::NotCertified { size, found, certified }.into());
+        }
+        self.compared += 1;
+        self.advance()
+    }
+
+    /// How many there were. Called when the log reaches the newest: none is left.
+    fn finish(&mut self) -> Result<u64, Failure> {
+        debug_assert!(self.next.is_none());
+        Ok(self.compared)
+    }
+}
+
+fn finish(
+    disk: Disk,
+    identity: Identity,
+    hard: HardState,
+    mark: Watermark,
+    scan: Scanned,
+    torn_snapshots: u64,
+) -> Result<(Store, Recovered), Failure> {
+    let Scanned { frontier, last_term, last_time, certificate, archive, window, mut report } = scan;
+    report.torn_snapshots = torn_snapshots;
+    let last = LogIndex(frontier.size());
+    let found = Watermark { did: identity.did, hard: hard.clone(), last, root: frontier.root() };
+    if found != mark {
+        // The core will speak by what was found, without writing it again.
+        found.store(&disk.dir, &disk.dir_handle)?;
+    }
+    let certified = certificate.as_ref().map_or(0, |c| c.head.size);
+    let restored = Restored {
+        hard: hard.clone(),
+        certificate: certificate.clone(),
+        frontier: window.before,
+        terms: window.terms,
+        last_proposed_at: window.last_time,
+        tail: window.entries.into_iter().map(|(entry, ..)| entry).collect(),
+    };
+    let tail = Tail { frontier, last_term, last_time, hard, certified, mark: found };
+    let shared = Shared {
+        disk,
+        last: last.0.into(),
+        certificate: RwLock::new(certificate),
+        cutting: RwLock::new(()),
+        casting: RwLock::new(()),
+        archive: Mutex::new(archive),
+        tail: Mutex::new(Some(tail)),
+    };
+    let Identity { did, bls, genesis } = identity;
+    let recovered = Recovered { did, bls, genesis, restored, last_index: last, report };
+    Ok((Store { shared: Arc::new(shared) }, recovered))
+}

@@ -1,0 +1,7 @@
+//! Whole nodes in one process: real QUIC with mutual TLS on loopback, real sled with fsync, real keys. Each test starts a
+//! cluster of its own and talks to it through public surfaces.
+
+mod ballots;
+mod lifecycle;
+mod proposals;
+mod support;

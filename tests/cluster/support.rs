@@ -1,0 +1,178 @@
+//! Clusters of real nodes for tests.
+
+use concordat::api::{Propose, ProposalState, ProposalStatus, Role, Status};
+use concordat::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role as MemberRole, SecretKey};
+use concordat::config::Config;
+use concordat::ids::{LogIndex, NodeId};
+use concordat::node::{self, Handle};
+use concordat::storage::Store;
+use concordat::transport::Identity;
+use serde_json::{Value, json};
+use std::future::Future;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long any condition may take before a test fails: far beyond what a loaded machine needs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Real nodes on loopback.
+pub struct Cluster {
+    root: tempfile::TempDir,
+    pub genesis: Genesis,
+    pub ids: Vec<NodeId>,
+    addresses: Vec<SocketAddr>,
+    pub nodes: Vec<Option<Handle>>,
+    pub config: Config,
+}
+
+/// Free UDP ports; all are held at once so that they differ.
+fn free_ports(count: usize) -> Vec<SocketAddr> {
+    let held: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port")).collect();
+    held.iter().map(|s| s.local_addr().expect("bound")).collect()
+}
+
+fn secret(seed: u8, salt: &NodeId) -> SecretKey {
+    let mut ikm = salt.0;
+    ikm[0] ^= seed;
+    SecretKey::generate(&ikm)
+}
+
+impl Cluster {
+    /// Keys, stores and a genesis for as many members as policies; nothing runs yet.
+    pub fn prepare(policies: &[Policy]) -> Self {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let addresses = free_ports(policies.len());
+        let mut ids = Vec::new();
+        let mut members = Vec::new();
+        for (n, (policy, address)) in policies.iter().zip(&addresses).enumerate() {
+            let dir = root.path().join(n.to_string());
+            std::fs::create_dir(&dir).expect("a new directory");
+            let identity = Identity::create(&dir).expect("an identity");
+            let key = secret(n as u8, &identity.did());
+            Store::create(&dir, identity.did(), &key).expect("a store");
+            ids.push(identity.did());
+            members.push(Member {
+                did: identity.did(),
+                bls_key: key.public(),
+                possession: key.prove_possession(),
+                address: address.to_string(),
+                role: MemberRole::Voter,
+                policy: *policy,
+            });
+        }
+        let table = MemberTable::new(members).expect("a member table");
+        let genesis = Genesis::new("test", QuorumRule::Majority, table).expect("a genesis");
+        let nodes = policies.iter().map(|_| None).collect();
+        Self { root, genesis, ids, addresses, nodes, config: Config::default() }
+    }
+
+    /// All members run and agree on a leader.
+    pub async fn start(policies: &[Policy]) -> Self {
+        let mut cluster = Self::prepare(policies);
+        for n in 0..policies.len() {
+            cluster.start_node(n).await;
+        }
+        cluster.leader().await;
+        cluster
+    }
+
+    pub fn data(&self, n: usize) -> PathBuf {
+        self.root.path().join(n.to_string())
+    }
+
+    pub fn options(&self, n: usize) -> node::Options {
+        node::Options {
+            data: self.data(n),
+            genesis: self.genesis.clone(),
+            listen: self.addresses[n],
+            http: None,
+            config: self.config.clone(),
+        }
+    }
+
+    pub async fn start_node(&mut self, n: usize) {
+        self.nodes[n] = Some(node::start(self.options(n)).await.expect("the node starts"));
+    }
+
+    pub async fn stop_node(&mut self, n: usize) {
+        if let Some(node) = self.nodes[n].take() {
+            node.close().await;
+        }
+    }
+
+    pub fn node(&self, n: usize) -> &Handle {
+        self.nodes[n].as_ref().expect("the node runs")
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = &Handle> {
+        self.nodes.iter().flatten()
+    }
+
+    /// The leader that all running nodes agree on.
+    pub async fn leader(&self) -> usize {
+        let leader = until("all nodes follow one leader", || async {
+            let views: Vec<Status> = self.running().map(Handle::status).collect();
+            let leader = views.first()?.leader?;
+            let agreed = views.iter().all(|v| v.leader == Some(leader) && v.snapshot.term == views[0].snapshot.term);
+            let leads = views.iter().any(|v| v.id == leader && v.snapshot.role == Role::Leader);
+            (agreed && leads).then_some(leader)
+        })
+        .await;
+        self.ids.iter().position(|id| *id == leader).expect("the leader is a member")
+    }
+
+    pub async fn follower(&self) -> usize {
+        let leader = self.leader().await;
+        (0..self.nodes.len()).find(|n| *n != leader && self.nodes[*n].is_some()).expect("a follower")
+    }
+
+    /// Every running node has certified and applied everything up to the same index.
+    pub async fn settled(&self) -> LogIndex {
+        until("all nodes certify and apply the same log", || async {
+            let views: Vec<Status> = self.running().map(Handle::status).collect();
+            let last = views.iter().map(|v| v.last_index).max()?;
+            let settled =
+                |v: &Status| v.last_index == last && v.applied_index == last && v.certified_index == last;
+            views.iter().all(settled).then_some(last)
+        })
+        .await
+    }
+
+    pub async fn close(mut self) {
+        for n in 0..self.nodes.len() {
+            self.stop_node(n).await;
+        }
+    }
+}
+
+/// Waits for a condition with a deadline.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let poll = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            if let Some(found) = condition().await {
+                return found;
+            }
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, poll).await.unwrap_or_else(|_| panic!("within {DEADLINE:?}: {what}"))
+}
+
+/// Whatever a future gives, within the deadline.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("within {DEADLINE:?}: {what}"))
+}
+
+pub fn set_config(key: &str, value: &str) -> Value {
+    json!({"op": "set_config", "key": key, "value": value})
+}
+
+/// Proposes and demands that it is certified.
+pub async fn certify(node: &Handle, propose: Propose) -> ProposalStatus {
+    let propose = Propose { wait_ms: Some(30_000), ..propose };
+    let status = within("the proposal is answered", node.submit(propose)).await.expect("the proposal is taken");
+    assert_eq!(status.state, ProposalState::Certified, "{status:?}");
+    status
+}

@@ -1,0 +1,5 @@
+//! The transport over real loopback QUIC.
+
+mod behaviour;
+mod hostile;
+mod support;
