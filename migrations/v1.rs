@@ -1,15 +1,20 @@
 //! Schema version 1 of a node's store, frozen.
 
 /// This version.
-pub const SCHEMA: u16 = 1;
+pub(super) const SCHEMA: u16 = 1;
 
 /// (tree, key, value, derived): every tree of a version 1 store. Numbers are big-endian.
-pub const TREES: &[(&str, &str, &str, bool)] = &[
+pub(super) const TREES: &[(&str, &str, &str, bool)] = &[
     ("meta", "schema", "u16", false),
     ("meta", "did", "Ed25519 public key, 32 bytes", false),
     ("meta", "bls", "BLS secret key, 32 bytes", false),
     ("meta", "genesis", "the genesis file, JSON", false),
-    ("hard", "state", "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32", false),
+    (
+        "hard",
+        "state",
+        "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32",
+        false,
+    ),
     (
         "log",
         "first index u64",
@@ -24,9 +29,9 @@ pub const TREES: &[(&str, &str, &str, bool)] = &[
 ];
 
 /// The record of term and vote without and with a vote, bytes.
-pub const HARD_STATE: [usize; 2] = [9, 97];
+pub(super) const HARD_STATE: [usize; 2] = [9, 97];
 /// The value of a cast vote, bytes.
-pub const CAST_VOTE: usize = 9;
+pub(super) const CAST_VOTE: usize = 9;
 /// The watermark file, bytes: magic 8, schema u16, DID 32, hard state padded to 97, last index u64, root 32, SHA-256 of
 /// all before.
-pub const WATERMARK: usize = 8 + 2 + 32 + 97 + 8 + 32 + 32;
+pub(super) const WATERMARK: usize = 8 + 2 + 32 + 97 + 8 + 32 + 32;

@@ -121,7 +121,7 @@ class Reader:
 
 # --- signatures (section 2) ---
 
-proved = set()
+proved = set()  # receipts of one log repeat the same tables and joint certificates
 
 
 def check_possession(key, proof):
@@ -132,8 +132,11 @@ def check_possession(key, proof):
 
 
 def check_aggregate(keys, message, aggregate, what):
-    ok = keys and aggregate != INFINITY and bls.FastAggregateVerify(keys, message, aggregate)
-    need(ok, f"the aggregate signature of the {what} does not verify")
+    known = (tuple(keys), message, aggregate)
+    if known not in proved:
+        ok = keys and aggregate != INFINITY and bls.FastAggregateVerify(keys, message, aggregate)
+        need(ok, f"the aggregate signature of the {what} does not verify")
+        proved.add(known)
 
 
 def x_of(key):

@@ -255,9 +255,10 @@ impl Rules {
             return false;
         }
         self.allow_key_prefixes.as_ref().is_none_or(|prefixes| {
-            let key = operation.map(|o| o.action.key());
-            let text = key.as_ref().map(|(Key::Agent(text) | Key::Config(text))| text.as_str());
-            text.is_some_and(|text| prefixes.iter().any(|prefix| text.starts_with(prefix.as_str())))
+            operation.is_some_and(|operation| {
+                let (Key::Agent(key) | Key::Config(key)) = operation.action.key();
+                prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()))
+            })
         })
     }
 }

@@ -87,11 +87,7 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() {
-            s.collect_str(self)
-        } else {
-            s.serialize_bytes(&self.0)
-        }
+        if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
     }
 }
 
@@ -154,11 +150,7 @@ impl FromStr for NodeId {
 
 impl Serialize for NodeId {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() {
-            s.collect_str(self)
-        } else {
-            s.serialize_bytes(&self.0)
-        }
+        if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
     }
 }
 
@@ -217,11 +209,7 @@ impl FromStr for ProposalId {
 
 impl Serialize for ProposalId {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() {
-            s.collect_str(self)
-        } else {
-            (self.term, self.seq, self.origin).serialize(s)
-        }
+        if s.is_human_readable() { s.collect_str(self) } else { (self.term, self.seq, self.origin).serialize(s) }
     }
 }
 
@@ -260,7 +248,14 @@ mod tests {
     #[test]
     fn other_spellings_are_refused() {
         let did = NodeId([7; 32]).to_string();
-        for text in ["", "did:key:z", "did:web:example.org", &did[..55], &format!("{did}1"), &did.replace("did:key:z", "did:key:z1")] {
+        for text in [
+            "",
+            "did:key:z",
+            "did:web:example.org",
+            &did[..55],
+            &format!("{did}1"),
+            &did.replace("did:key:z", "did:key:z1"),
+        ] {
             assert!(text.parse::<NodeId>().is_err(), "{text}");
         }
         let id = ProposalId { term: Term(1), seq: 2, origin: NodeId([7; 32]) }.to_string();

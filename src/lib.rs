@@ -3,6 +3,7 @@
 pub mod api;
 pub mod audit;
 pub mod certificate;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod core;

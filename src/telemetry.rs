@@ -93,14 +93,13 @@ const fn role_label(role: Role) -> &'static str {
     }
 }
 
-const ALARM_KINDS: [&str; 4] = ["clock_out_of_bound", "bad_signature", "malformed_append", "false_leader"];
+const ALARM_KINDS: [&str; 3] = ["clock_out_of_bound", "malformed_append", "false_leader"];
 
 const fn alarm_kind(alarm: &Alarm) -> &'static str {
     match alarm {
         Alarm::ClockOutOfBound { .. } => ALARM_KINDS[0],
-        Alarm::BadSignature { .. } => ALARM_KINDS[1],
-        Alarm::MalformedAppend { .. } => ALARM_KINDS[2],
-        Alarm::FalseLeader { .. } => ALARM_KINDS[3],
+        Alarm::MalformedAppend { .. } => ALARM_KINDS[1],
+        Alarm::FalseLeader { .. } => ALARM_KINDS[2],
     }
 }
 

@@ -111,7 +111,9 @@ pub enum DecodeError {
     #[error("the frame is empty")]
     Empty,
     /// Another protocol.
-    #[error("the frame is of protocol version {version}, this program speaks version {PROTOCOL_VERSION}; run the same version on every node")]
+    #[error(
+        "the frame is of protocol version {version}, this program speaks version {PROTOCOL_VERSION}; run the same version on every node"
+    )]
     Version {
         /// As found.
         version: u8,
@@ -258,4 +260,300 @@ pub fn split_frame(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, DecodeError> 
         return Err(DecodeError::Length { length: stated });
     }
     Ok(rest.get(..length).map(|value| (value, LENGTH_PREFIX + length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::{
+        Bitmap, Body, ElectionClaim, Entry, Head, Header, Kind, Signature, SignedFor, payload_hash,
+    };
+    use crate::core::{AppendResult, Ballot};
+    use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    fn request() -> Request {
+        Request { client: "client".into(), request_id: "request".into(), deadline_ms: 99 }
+    }
+
+    fn entry(index: u64, payload: &[u8]) -> Arc<Entry> {
+        let body = Body { salt: [3; 16], request: Some(request()), payload: payload.to_vec() };
+        let header = Header {
+            index: LogIndex(index),
+            term: Term(4),
+            epoch: Epoch(0),
+            kind: Kind::Proposal,
+            proposal_id: Some(ProposalId { term: Term(4), seq: index, origin: NodeId([5; 32]) }),
+            request_digest: request().digest(),
+            proposed_at: 1_700_000_000_000,
+            required_quorum: 2,
+            abort_reason: None,
+            tally: None,
+            payload_len: u32::try_from(payload.len()).unwrap(),
+            payload_hash: payload_hash(&body.salt, payload),
+        };
+        Arc::new(Entry::new(header, body).unwrap())
+    }
+
+    fn append(entries: Vec<Arc<Entry>>) -> Frame {
+        Frame::Core(Message::Append {
+            term: Term(4),
+            session: 1,
+            prev_index: LogIndex(6),
+            prev_term: Term(3),
+            prev_root: Some(Digest([1; 32])),
+            entries,
+            commit: LogIndex(5),
+            sign_point: LogIndex(0),
+            election: Some(Arc::new(ElectionCertificate { claim: claim(), halves: vec![half()] })),
+        })
+    }
+
+    fn claim() -> ElectionClaim {
+        ElectionClaim {
+            term: Term(4),
+            candidate: NodeId([5; 32]),
+            last_term: Term(3),
+            last_size: 6,
+            last_root: Digest([1; 32]),
+        }
+    }
+
+    fn under() -> SignedFor {
+        SignedFor { genesis_id: Digest([8; 32]), epoch: Epoch(0), epoch_hash: Digest([8; 32]) }
+    }
+
+    fn half() -> Half {
+        Half {
+            epoch: Epoch(0),
+            epoch_hash: Digest([8; 32]),
+            signers: Bitmap::of(3, [0, 2]),
+            aggregate: Signature([9; 96]),
+        }
+    }
+
+    fn submission(payload: Vec<u8>) -> Submission {
+        Submission {
+            origin: NodeId([5; 32]),
+            request: request(),
+            salt: [200; 16],
+            payload,
+            required_quorum: Some(3),
+            ttl_ms: 5000,
+        }
+    }
+
+    /// One frame of each shape that matters: nested, optional, with raw bytes, empty.
+    fn samples() -> Vec<Frame> {
+        let head = Head { term: Term(4), size: 7, root: Digest([2; 32]) };
+        let ballot = Ballot {
+            id: ProposalId { term: Term(4), seq: 1, origin: NodeId([5; 32]) },
+            request: request(),
+            salt: [255; 16],
+            payload: b"{}".to_vec(),
+            required_quorum: 3,
+            ttl_ms: 5000,
+            under: under(),
+        };
+        vec![
+            Frame::Hello { http: Some("127.0.0.1:8080".into()), version: "0.1.0".into() },
+            append(vec![entry(7, b"{\"op\":\"register\"}"), entry(8, b"")]),
+            Frame::Core(Message::AppendReply { term: Term(4), session: 1, result: AppendResult::Durable(LogIndex(8)) }),
+            Frame::Core(Message::HeadShare { head, signatures: vec![(under(), Signature([7; 96]))] }),
+            Frame::Core(Message::Certificate(Arc::new(HeadCertificate { head, halves: vec![half(), half()] }))),
+            Frame::Core(Message::Ballot { term: Term(4), ballot: Arc::new(ballot) }),
+            Frame::Core(Message::RequestVote { claim: claim(), transfer: false }),
+            Frame::Core(Message::ReadIndexReply { context: u64::MAX, index: None }),
+            Frame::Submit { handle: 1, submission: submission(vec![0; 1000]) },
+            Frame::Submitted { handle: 1, admission: Admission::InvalidQuorum { least: 2, most: 3 } },
+            Frame::Submitted { handle: 2, admission: Admission::Backpressure },
+        ]
+    }
+
+    fn encode(frame: &Frame) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame.encode_into(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn frames_read_back_one_after_another() {
+        let mut stream = Vec::new();
+        samples().iter().for_each(|f| f.encode_into(&mut stream).unwrap());
+        let mut rest = stream.as_slice();
+        for frame in samples() {
+            let (value, taken) = split_frame(rest).unwrap().expect("a whole frame");
+            assert_eq!(Frame::decode(value).unwrap(), frame);
+            rest = &rest[taken..];
+        }
+        assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn a_cut_frame_is_waited_for() {
+        for frame in samples() {
+            let bytes = encode(&frame);
+            for cut in 0..bytes.len() {
+                assert!(split_frame(&bytes[..cut]).unwrap().is_none());
+                assert!(Frame::decode(bytes.get(LENGTH_PREFIX..cut).unwrap_or_default()).is_err());
+            }
+        }
+    }
+
+    /// Nodes of one version number must agree on these bytes: a change here is a change of [`PROTOCOL_VERSION`].
+    #[test]
+    fn the_bytes_of_a_frame_are_fixed() {
+        let hello = Frame::Hello { http: None, version: "1".into() };
+        let heartbeat = Frame::Core(Message::HeartbeatReply { term: Term(1), session: 300, context: 0, wall: 1 << 40 });
+        assert_eq!(hex::encode(encode(&hello)), "0000000c0181a548656c6c6f92c0a131");
+        assert_eq!(
+            hex::encode(encode(&heartbeat)),
+            "000000260181a4436f726581ae4865617274626561745265706c799401cd012c00cf0000010000000000"
+        );
+    }
+
+    #[test]
+    fn lengths_out_of_bounds_are_refused_before_the_frame_arrives() {
+        let most = u32::try_from(MAX_FRAME).unwrap();
+        for (length, fits) in [(0, false), (1, true), (most, true), (most + 1, false), (u32::MAX, false)] {
+            let split = split_frame(&length.to_be_bytes()).map(|s| s.is_none());
+            match split {
+                Ok(waits) => assert!(fits && waits, "{length}"),
+                Err(e) => assert!(!fits && matches!(e, DecodeError::Length { length: l } if l == length), "{length}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_stated_count_without_its_elements_costs_nothing() {
+        // A map of one variant, `Core`, `Append`, then arrays and byte strings that claim 2^32-1 elements.
+        let mut claims_much = vec![PROTOCOL_VERSION, 0x81, 0xa4];
+        claims_much.extend(b"Core");
+        claims_much.extend([0x81, 0xa6]);
+        claims_much.extend(b"Append");
+        for claim in [[0xdd, 0xff, 0xff, 0xff, 0xff], [0xc6, 0xff, 0xff, 0xff, 0xff], [0xdf, 0xff, 0xff, 0xff, 0xff]] {
+            let mut bytes = claims_much.clone();
+            bytes.extend(claim);
+            assert!(Frame::decode(&bytes).is_err());
+            let mut nested = claims_much.clone();
+            nested.extend([0x99, 1, 1, 1, 1, 0xc0]);
+            nested.extend(claim);
+            assert!(Frame::decode(&nested).is_err());
+        }
+        let mut deep = vec![PROTOCOL_VERSION];
+        deep.extend(vec![0x91; 100_000]);
+        assert!(Frame::decode(&deep).is_err());
+    }
+
+    #[test]
+    fn other_versions_and_leftovers_are_refused() {
+        let bytes = encode(&samples()[0]);
+        let mut value = bytes[LENGTH_PREFIX..].to_vec();
+        value.push(0xc0);
+        assert!(matches!(Frame::decode(&value), Err(DecodeError::Trailing { count: 1 })));
+        value.pop();
+        value[0] = PROTOCOL_VERSION + 1;
+        assert!(matches!(Frame::decode(&value), Err(DecodeError::Version { version: 2 })));
+        assert!(matches!(Frame::decode(&[]), Err(DecodeError::Empty)));
+    }
+
+    #[test]
+    fn fields_beyond_their_bounds_are_refused_on_both_sides() {
+        let share = |n| {
+            Frame::Core(Message::HeadShare {
+                head: Head { term: Term(1), size: 1, root: Digest::ZERO },
+                signatures: vec![(under(), Signature([0; 96])); n],
+            })
+        };
+        let nameless = Submission { request: Request { client: String::new(), ..request() }, ..submission(vec![]) };
+        let frames = [
+            share(3),
+            Frame::Submit { handle: 1, submission: submission(vec![0; MAX_PAYLOAD + 1]) },
+            Frame::Submit { handle: 1, submission: nameless },
+            Frame::Hello { http: None, version: "v".repeat(MAX_VERSION_TEXT + 1) },
+            Frame::Hello { http: Some("h".repeat(MAX_ADDRESS + 1)), version: String::new() },
+            Frame::Core(Message::Certificate(Arc::new(HeadCertificate {
+                head: Head { term: Term(1), size: 1, root: Digest::ZERO },
+                halves: vec![half(); 3],
+            }))),
+        ];
+        for frame in frames {
+            let mut out = vec![1, 2, 3];
+            assert!(matches!(frame.encode_into(&mut out), Err(EncodeError::OutOfBounds { .. })), "{frame:?}");
+            assert_eq!(out, [1, 2, 3], "nothing is left behind");
+            let mut value = vec![PROTOCOL_VERSION];
+            rmp_serde::encode::write(&mut value, &frame).unwrap();
+            assert!(matches!(Frame::decode(&value), Err(DecodeError::OutOfBounds { .. })), "{frame:?}");
+        }
+        assert!(encode(&share(2)).len() > 100);
+    }
+
+    #[test]
+    fn an_append_beyond_the_frame_bound_is_not_sent() {
+        let payload = vec![0; MAX_PAYLOAD];
+        let entries = (1..=40).map(|i| entry(i, &payload)).collect();
+        let mut out = Vec::new();
+        assert!(matches!(append(entries).encode_into(&mut out), Err(EncodeError::TooLong { .. })));
+        assert!(out.is_empty());
+    }
+
+    /// The largest append that the core may build, and one entry more as `Fetch` allows, fits a frame.
+    #[test]
+    fn the_largest_append_fits() {
+        let payload = vec![0; MAX_PAYLOAD];
+        let count = u64::try_from(crate::limits::MAX_APPEND_BYTES / MAX_PAYLOAD).unwrap() + 1;
+        let frame = append((1..=count).map(|i| entry(i, &payload)).collect());
+        assert_eq!(Frame::decode(&encode(&frame)[LENGTH_PREFIX..]).unwrap(), frame);
+    }
+
+    #[test]
+    fn heartbeats_votes_and_replies_share_a_lane_without_payloads() {
+        for frame in samples() {
+            let expected = match &frame {
+                Frame::Core(Message::Append { .. } | Message::Ballot { .. }) => Lane::Append,
+                Frame::Submit { .. } => Lane::Bulk,
+                _ => Lane::Control,
+            };
+            assert_eq!(frame.lane(), expected);
+            assert!(expected != Lane::Control || encode(&frame).len() < 2048, "{frame:?}");
+        }
+        for lane in Lane::ALL {
+            assert_eq!(Lane::from_tag(lane.tag()), Some(lane));
+        }
+        assert_eq!(Lane::from_tag(3), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), versioned: bool) {
+            if let (true, Some(first)) = (versioned, bytes.first_mut()) {
+                *first = PROTOCOL_VERSION;
+            }
+            let _refused = Frame::decode(&bytes);
+            let _waits = split_frame(&bytes);
+        }
+
+        #[test]
+        fn altered_frames_decode_to_a_frame_or_an_error(
+            which in 0..11_usize,
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+            cut in any::<prop::sample::Index>(),
+            is_cut: bool,
+        ) {
+            let mut value = encode(&samples()[which])[LENGTH_PREFIX..].to_vec();
+            for (at, to) in flips {
+                let at = at.index(value.len());
+                value[at] = to;
+            }
+            if is_cut {
+                value.truncate(cut.index(value.len()));
+            }
+            if let Ok(frame) = Frame::decode(&value) {
+                prop_assert_eq!(Frame::decode(&encode(&frame)[LENGTH_PREFIX..]).unwrap(), frame);
+            }
+        }
+    }
 }

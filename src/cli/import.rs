@@ -7,10 +7,9 @@ use super::output;
 use crate::api::{CallError, ProposalState, ProposalStatus, Propose, ProposeError, Wait};
 use crate::certificate::AbortReason;
 use crate::client::Client;
-use crate::config::{Subject, classify};
 use crate::ids::{LogIndex, ProposalId};
 use crate::limits::MAX_REQUEST_HORIZON_MS;
-use crate::registry::Outcome;
+use crate::registry::{Key, Operation, Outcome};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use indicatif::ProgressBar;
@@ -87,6 +86,11 @@ impl Lines {
     /// The request id of a line, counted from 1.
     pub(super) fn request_id(&self, number: usize) -> String {
         format!("{}:{number}", self.digest)
+    }
+
+    /// A line, counted from 1.
+    pub(super) fn line(&self, number: usize) -> Option<&str> {
+        self.text.lines().nth(number.checked_sub(1)?)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -244,8 +248,10 @@ pub(super) async fn run(
     Ok(tally)
 }
 
-fn subject(text: &str) -> Option<Subject> {
-    serde_json::from_str::<Value>(text).ok().and_then(|payload| classify(&payload).1)
+/// The record that a line changes. A malformed operation changes none: it will be refused.
+fn subject(text: &str) -> Option<Key> {
+    let payload: Value = serde_json::from_str(text).ok()?;
+    Operation::parse(&payload).ok().flatten().map(|operation| operation.action.key())
 }
 
 async fn propose_line(client: &Client, text: &str, line: usize, lines: &Lines, options: &Options) -> LineOutcome {
@@ -315,7 +321,7 @@ pub(super) async fn propose(
     let [mut pause, longest] = BACKOFF;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let attempt = tokio::time::timeout(left, client.submit(request)).await;
+        let attempt = tokio::time::timeout(left, client.propose_with(request.clone())).await;
         let why = match attempt {
             Err(_) => "no answer in time".to_owned(),
             Ok(Ok(status)) if reached(&status, request.wait) => return Answer::Known(status),
@@ -360,8 +366,8 @@ struct Next {
 }
 
 impl Schedule {
-    fn new(subjects: impl Iterator<Item = Option<Subject>>) -> Self {
-        let mut newest: HashMap<Subject, usize> = HashMap::new();
+    fn new(subjects: impl Iterator<Item = Option<Key>>) -> Self {
+        let mut newest: HashMap<Key, usize> = HashMap::new();
         let (mut ready, mut successor) = (BinaryHeap::new(), Vec::new());
         for (line, subject) in subjects.enumerate() {
             successor.push(None);
@@ -389,7 +395,7 @@ mod tests {
     use super::*;
 
     fn keys(keys: &str) -> Schedule {
-        Schedule::new(keys.chars().map(|c| (c != '-').then(|| Subject::Agent(c.to_string()))))
+        Schedule::new(keys.chars().map(|c| (c != '-').then(|| Key::Agent(c.to_string()))))
     }
 
     fn drain(schedule: &mut Schedule) -> Vec<usize> {
@@ -433,6 +439,6 @@ mod tests {
         let lines = Lines::new("a\nb\n".into());
         assert_eq!(lines.len(), 2);
         // printf 'a\nb\n' | sha256sum
-        assert_eq!(lines.request_id(2), "6b4a7bfbb9b5d2d7b1d3f1d0a5d0a3a0:2");
+        assert_eq!(lines.request_id(2), "911169ddaaf146aff539f58c26c489af:2");
     }
 }

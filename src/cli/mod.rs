@@ -4,6 +4,7 @@
 //! usage, 3 (`serve` only) the node halted on purpose and must not be restarted before the reason is understood.
 
 mod audit;
+mod audit_store;
 mod bench;
 mod dev;
 mod import;
@@ -15,7 +16,7 @@ mod setup;
 mod verify;
 mod watch;
 
-use crate::client::Client;
+use crate::client::{self, Client};
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -135,7 +136,12 @@ impl Global {
 }
 
 fn client(nodes: &[String]) -> Result<Client, Failure> {
-    Client::new(nodes).map_err(|e| Failure::new(e).hint("a node's address looks like http://127.0.0.1:7101"))
+    Client::new(nodes, client::Options::default()).map_err(Failure::new)
+}
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    crate::node::clock::wall_ms()
 }
 
 /// What a command that failed tells its user: one line, and what to do about it.

@@ -96,7 +96,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
         Outcome::Opaque => "opaque".to_owned(),
         Outcome::Repeat { first } => format!("repeat of entry {first}"),
         Outcome::RequestExpired => "request expired".to_owned(),
-        Outcome::Aborted => "aborted".to_owned(),
+        Outcome::Aborted { reason } => abort_reason(Some(*reason)).to_owned(),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::api::{ProposalState, ProposalStatus, Wait};
 use crate::ids::ProposalId;
 use crate::limits::MAX_HTTP_BODY;
 use clap::{Args, ValueEnum};
-use rand::Rng as _;
+use rand::TryRngCore as _;
 use serde_json::Value;
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -114,7 +114,7 @@ impl Propose {
         let client = global.client()?;
         client.status().await.map_err(|e| call_failed(&global.nodes(), &e))?;
         let options = self.options(CLIENT, None);
-        let request_id = self.request_id.clone().unwrap_or_else(random_id);
+        let request_id = self.request_id.clone().map_or_else(random_id, Ok)?;
         let request = options.propose(payload, request_id.clone());
         let mut told = false;
         let answer = import::propose(&client, &request, options.patience, |why| {
@@ -134,8 +134,12 @@ impl Propose {
     }
 }
 
-fn random_id() -> String {
-    hex::encode(rand::rng().random::<[u8; 16]>())
+fn random_id() -> Result<String, Failure> {
+    let mut id = [0; 16];
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut id)
+        .map_err(|e| Failure::new(format!("the operating system gives no random bytes: {e}")))?;
+    Ok(hex::encode(id))
 }
 
 fn read_payload(argument: &str) -> Result<Value, Failure> {

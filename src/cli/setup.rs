@@ -116,3 +116,124 @@ pub(super) fn init(data: &Path, address: &str, policy: Policy) -> Result<Member,
     output::write_new(&public, member_json(&member)?.as_bytes())?;
     Ok(member)
 }
+
+fn create_store(dir: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
+    let mut seed = Zeroizing::new([0; 32]);
+    rand::rngs::OsRng
+        .try_fill_bytes(seed.as_mut())
+        .map_err(|e| Failure::new(format!("the operating system gives no random bytes: {e}")))?;
+    let key = SecretKey::generate(&seed);
+    Store::create(dir, identity.did(), &key).map_err(Failure::new)?;
+    Ok(key)
+}
+
+/// Takes the key from the store that an interrupted run made.
+fn resume(dir: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
+    let (_store, recovered) = Store::open(dir).map_err(Failure::new)?;
+    if recovered.did != identity.did() {
+        return Err(Failure::new(format!(
+            "{} is the store of {}, the identity beside it is {}",
+            dir.display(),
+            recovered.did,
+            identity.did()
+        ))
+        .hint("remove the directory if neither was ever used, or name another one"));
+    }
+    Ok(recovered.bls)
+}
+
+/// Makes the directory for its owner alone: it will hold secret keys.
+fn create_private_dir(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Failure::file("create", path, e))
+}
+
+fn member_json(member: &Member) -> Result<String, Failure> {
+    serde_json::to_string_pretty(member)
+        .map(|text| text + "\n")
+        .map_err(|e| Failure::new(format!("cannot write the member as JSON: {e}")))
+}
+
+/// Arguments of `genesis`.
+#[derive(Debug, Args)]
+pub(super) struct MakeGenesis {
+    /// The cluster's name: 1 to 64 characters of a-z, 0-9, '.' and '-'
+    #[arg(long)]
+    name: String,
+    /// How many voters make a quorum, for ever
+    #[arg(long, value_enum)]
+    quorum: QuorumArg,
+    /// A member.json, as `init` made it; one for each member
+    #[arg(long = "member", value_name = "FILE", required = true, num_args = 1..)]
+    members: Vec<PathBuf>,
+    /// Where to write the genesis
+    #[arg(long, value_name = "FILE", default_value = "genesis.json")]
+    out: PathBuf,
+}
+
+impl MakeGenesis {
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode, Failure> {
+        let members = self.members.iter().map(|path| read_member(path)).collect::<Result<Vec<_>, _>>()?;
+        let genesis = make_genesis(&self.name, self.quorum.into(), members)?;
+        output::write_new(&self.out, genesis.to_json().as_bytes())?;
+        let voters = genesis.table.voters().count();
+        if let Some(warning) = size_warning(genesis.rule, voters) {
+            eprintln!("warning: {warning}");
+        }
+        let (id, quorum) = (genesis.id(), genesis.rule.quorum(voters));
+        if global.json {
+            output::json(&serde_json::json!({
+                "genesis_id": id, "file": self.out, "voters": voters, "quorum": quorum,
+            }))?;
+        } else {
+            output::line(&format!("{} {id}: {voters} voters, quorum {quorum}", self.out.display()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Puts members together; every key's proof of possession is checked here.
+pub(super) fn make_genesis(name: &str, rule: QuorumRule, members: Vec<Member>) -> Result<Genesis, Failure> {
+    let table = MemberTable::new(members).map_err(Failure::new)?;
+    Genesis::new(name, rule, table).map_err(Failure::new)
+}
+
+fn read_member(path: &Path) -> Result<Member, Failure> {
+    serde_json::from_slice(&output::read(path, MAX_MEMBER)?)
+        .map_err(|e| Failure::file("use the member file", path, e).hint("`concordat init` writes it, as member.json"))
+}
+
+/// Replacing a lost store takes a quorum of the old table without the lost member. Where there is none, one lost disk is
+/// for ever.
+fn size_warning(rule: QuorumRule, voters: usize) -> Option<String> {
+    let alone = voters == 1;
+    if rule.quorum(voters) < voters || (alone && rule == QuorumRule::Majority) {
+        return None;
+    }
+    Some(format!(
+        "with {voters} {} under this rule every one of them is needed: while one is down nothing commits, and a member \
+         whose disk is lost can never be replaced; {} members or more avoid it",
+        if alone { "member" } else { "members" },
+        if rule == QuorumRule::Majority { 3 } else { 4 }
+    ))
+}
+
+/// An error with what caused it, for those whose own text leaves the cause to their source.
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_cannot_replace_a_lost_member_are_warned_about() {
+        let warned = |rule| (1..8).filter(|&n| size_warning(rule, n).is_some()).collect::<Vec<_>>();
+        assert_eq!(warned(QuorumRule::Majority), [2]);
+        assert_eq!(warned(QuorumRule::Supermajority), [1, 2, 3]);
+    }
+}

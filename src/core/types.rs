@@ -602,11 +602,6 @@ pub enum Alarm {
         /// Median difference, milliseconds (positive: this node is ahead).
         difference_ms: i64,
     },
-    /// A peer's signature did not verify.
-    BadSignature {
-        /// Whose.
-        from: NodeId,
-    },
     /// A leader sent entries that are not consecutive, run backwards in term or time, or lack its election certificate.
     MalformedAppend {
         /// Who.

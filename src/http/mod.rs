@@ -41,10 +41,7 @@ struct Api {
     handle: Handle,
     /// Permits to read the store.
     queries: Arc<Semaphore>,
-    /// Permits to hold a stream open.
-    streams: Arc<Semaphore>,
-    /// Ends streams.
-    shutdown: CancellationToken,
+    streams: streams::Gate,
 }
 
 impl Api {
@@ -52,8 +49,7 @@ impl Api {
         Self {
             handle,
             queries: Arc::new(Semaphore::new(MAX_HTTP_QUERIES)),
-            streams: Arc::new(Semaphore::new(MAX_HTTP_STREAMS)),
-            shutdown,
+            streams: streams::Gate::new(MAX_HTTP_STREAMS, shutdown),
         }
     }
 

@@ -73,7 +73,8 @@ impl Server {
 pub async fn serve(handle: Handle, address: SocketAddr, shutdown: CancellationToken) -> Result<Server, ServeError> {
     let listener = listen(address).await?;
     let router = routes::router(Api::new(handle, shutdown.clone()));
-    run(listener, router, shutdown).map_err(|source| ServeError::Listen { address, source })
+    let drain = Duration::from_millis(HTTP_DRAIN_MS);
+    run(listener, router, shutdown, drain).map_err(|source| ServeError::Listen { address, source })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
@@ -86,15 +87,24 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     })
 }
 
-fn run(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<Server> {
+/// What every connection shares.
+#[derive(Clone)]
+struct Shared {
+    router: Router,
+    shutdown: CancellationToken,
+    /// How long an answer under way may take at shutdown.
+    drain: Duration,
+}
+
+fn run(listener: TcpListener, router: Router, shutdown: CancellationToken, drain: Duration) -> io::Result<Server> {
     let local_addr = listener.local_addr()?;
     let tasks = TaskTracker::new();
-    tasks.spawn(accept(listener, router, shutdown, tasks.clone()));
+    tasks.spawn(accept(listener, Shared { router, shutdown, drain }, tasks.clone()));
     tasks.close();
     Ok(Server { local_addr, tasks })
 }
 
-async fn accept(listener: TcpListener, router: Router, shutdown: CancellationToken, tasks: TaskTracker) {
+async fn accept(listener: TcpListener, shared: Shared, tasks: TaskTracker) {
     let room = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
     loop {
         // Cancel-safe: neither a permit nor an accepted socket is lost by dropping these futures.
@@ -103,14 +113,14 @@ async fn accept(listener: TcpListener, router: Router, shutdown: CancellationTok
             (permit, listener.accept().await)
         };
         let (permit, accepted) = tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shared.shutdown.cancelled() => return,
             next = next => next,
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, router.clone(), shutdown.clone());
+                let shared = shared.clone();
                 tasks.spawn(async move {
-                    connection.await;
+                    connection(stream, shared).await;
                     drop(permit);
                 });
             }
@@ -123,7 +133,7 @@ async fn accept(listener: TcpListener, router: Router, shutdown: CancellationTok
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+async fn connection(stream: TcpStream, Shared { router, shutdown, drain }: Shared) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "an HTTP connection ended before it began");
         return;
@@ -140,13 +150,11 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(Duration::from_millis(HTTP_DRAIN_MS), connection).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    tracing::warn!("an HTTP answer was still under way at shutdown; its connection is closed");
-                    return;
-                }
-            }
+            let Ok(ended) = tokio::time::timeout(drain, connection).await else {
+                tracing::warn!("an HTTP answer was still under way at shutdown; its connection is closed");
+                return;
+            };
+            ended
         }
     };
     if let Err(error) = ended {
@@ -155,4 +163,4 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -77,8 +77,8 @@ mod tests {
         let (ours, mut theirs) = duplex(8);
         let mut guarded = StallGuard { patience: Duration::from_millis(50), ..StallGuard::new(ours) };
         guarded.write_all(&[0; 8]).await.unwrap();
-        let mut room = [0; 8];
-        let (written, read) = tokio::join!(guarded.write_all(&[1; 8]), theirs.read_exact(&mut room));
+        let mut sink = [0; 8];
+        let (written, read) = tokio::join!(guarded.write_all(&[1; 8]), theirs.read_exact(&mut sink));
         assert!(written.is_ok() && read.is_ok());
         let stalled = guarded.write_all(&[2; 64]).await.unwrap_err();
         assert_eq!(stalled.kind(), io::ErrorKind::TimedOut);

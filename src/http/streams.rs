@@ -18,7 +18,10 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -54,7 +57,7 @@ pub(super) async fn commits(
     Params(StreamParams { from }): Params<StreamParams>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    stream(&api, from, &headers, |from| api.handle.commits(from))
+    api.streams.open(from, &headers, |from| api.handle.commits(from))
 }
 
 pub(super) async fn aborts(
@@ -62,28 +65,40 @@ pub(super) async fn aborts(
     Params(StreamParams { from }): Params<StreamParams>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    stream(&api, from, &headers, |from| api.handle.aborts(from))
+    api.streams.open(from, &headers, |from| api.handle.aborts(from))
 }
 
-fn stream<T: Item>(
-    api: &Api,
-    from: LogIndex,
-    headers: &HeaderMap,
-    open: impl FnOnce(LogIndex) -> BoxStream<'static, Result<T, StreamError>>,
-) -> Result<Response, ApiError> {
-    let from = start(from, headers)?;
-    let permit = api.streams.clone().try_acquire_owned().map_err(|_| ApiError::TooManyStreams)?;
-    let events = events(open(from))
-        .take_until(api.shutdown.clone().cancelled_owned())
-        // The permit lives as long as the stream.
-        .map(move |event| {
-            let _ = &permit;
+/// What streams pass to be opened, and what ends them.
+#[derive(Clone)]
+pub(super) struct Gate {
+    permits: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Gate {
+    pub(super) fn new(most: usize, shutdown: CancellationToken) -> Self {
+        Self { permits: Arc::new(Semaphore::new(most)), shutdown }
+    }
+
+    fn open<T: Item>(
+        &self,
+        from: LogIndex,
+        headers: &HeaderMap,
+        items: impl FnOnce(LogIndex) -> BoxStream<'static, Result<T, StreamError>>,
+    ) -> Result<Response, ApiError> {
+        let from = start(from, headers)?;
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| ApiError::TooManyStreams)?;
+        let events = events(items(from)).take_until(self.shutdown.clone().cancelled_owned());
+        let events = events.map(move |event| {
+            // The permit lives as long as the stream.
+            let _held = &permit;
             Ok::<_, Infallible>(event)
         });
-    let keep_alive = KeepAlive::new().interval(Duration::from_millis(SSE_KEEP_ALIVE_MS));
-    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+        let keep_alive = KeepAlive::new().interval(Duration::from_millis(SSE_KEEP_ALIVE_MS));
+        let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Ok(response)
+    }
 }
 
 /// Where a stream begins: after `Last-Event-ID` when the reader sends one (a browser repeats the first URL, `from`

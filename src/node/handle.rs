@@ -4,9 +4,7 @@ use super::Ended;
 use super::clock::wall_ms;
 use super::owner::Event;
 use super::shared::Shared;
-use crate::api::{
-    OpenBallot, ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait,
-};
+use crate::api::{OpenBallot, ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait};
 use crate::certificate::{Genesis, Request};
 use crate::core::{Submission, content};
 use crate::ids::{Digest, NodeId, ProposalId};
@@ -15,6 +13,7 @@ use crate::limits::{
     MIN_TTL_MS,
 };
 use crate::registry;
+use crate::telemetry::Position;
 use rand::TryRngCore;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,8 +60,10 @@ impl Handle {
             self.shared.forget_waiters(&key);
             status.repeated = true;
         } else {
-            let outcome =
-                tokio::time::timeout(Duration::from_millis(patience), self.see_through(submission, wait, done, &mut status));
+            let outcome = tokio::time::timeout(
+                Duration::from_millis(patience),
+                self.see_through(submission, wait, done, &mut status),
+            );
             let outcome = outcome.await;
             self.shared.forget_waiters(&key);
             match outcome {
@@ -185,14 +186,10 @@ impl Handle {
                 return Err(ProposeError::InvalidQuorum { least, most });
             }
         }
-        registry::check_payload(&payload).map_err(|why| ProposeError::MalformedOperation {
-            operation: why.operation,
-            detail: why.detail,
-        })?;
-        let payload = serde_json::to_vec(&payload).map_err(|why| ProposeError::MalformedOperation {
-            operation: "payload".into(),
-            detail: why.to_string(),
-        })?;
+        registry::check_payload(&payload)
+            .map_err(|why| ProposeError::MalformedOperation { operation: why.operation, detail: why.detail })?;
+        let payload = serde_json::to_vec(&payload)
+            .map_err(|why| ProposeError::MalformedOperation { operation: "payload".into(), detail: why.to_string() })?;
         if payload.len() > MAX_PAYLOAD {
             return Err(ProposeError::PayloadTooLarge { size: payload.len(), limit: MAX_PAYLOAD });
         }
@@ -229,11 +226,19 @@ impl Handle {
     /// The metrics in Prometheus text format.
     #[must_use]
     pub fn metrics(&self) -> String {
-        let shared = &self.shared;
-        for member in shared.table.table.members().iter().filter(|member| member.did != shared.id) {
-            shared.telemetry.set_peer_connected(member.did, shared.transport.connected(&member.did));
+        let (shared, view) = (&self.shared, self.shared.view());
+        let telemetry = &shared.telemetry;
+        telemetry.set_pending(view.pending);
+        telemetry.set_term(view.term.0);
+        telemetry.set_log_index(Position::Last, view.last.0);
+        telemetry.set_log_index(Position::Durable, view.durable.0);
+        telemetry.set_log_index(Position::Committed, view.committed.0);
+        telemetry.set_log_index(Position::Applied, shared.applied.borrow().0);
+        telemetry.set_log_index(Position::Certified, shared.certified_size());
+        for member in shared.table.table.members().iter().filter(|m| m.did != shared.id) {
+            telemetry.set_peer_connected(member.did, shared.transport.connected(&member.did));
         }
-        shared.telemetry.render()
+        self.shared.telemetry.render()
     }
 
     /// The HTTP address of a member, when it announced one.

@@ -90,7 +90,9 @@ pub enum StartError {
         store: NodeId,
     },
     /// Not in the genesis.
-    #[error("{id} is not a member of cluster {cluster:?}: make the genesis from the member.json of this data directory")]
+    #[error(
+        "{id} is not a member of cluster {cluster:?}: make the genesis from the member.json of this data directory"
+    )]
     NotAMember {
         /// This node.
         id: NodeId,
@@ -98,7 +100,9 @@ pub enum StartError {
         cluster: String,
     },
     /// In the genesis with another key.
-    #[error("the genesis names BLS key {genesis:?} for {id}, this store holds {store:?}: the store was made anew since; a member that lost its store comes back by a membership change with its new key")]
+    #[error(
+        "the genesis names BLS key {genesis:?} for {id}, this store holds {store:?}: the store was made anew since; a member that lost its store comes back by a membership change with its new key"
+    )]
     ForeignKey {
         /// This node.
         id: NodeId,
@@ -130,11 +134,8 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     if recovered.did != id {
         return Err(StartError::ForeignStore { identity: id, store: recovered.did });
     }
-    let row = genesis
-        .table
-        .get(&id)
-        .ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?
-        .clone();
+    let row =
+        genesis.table.get(&id).ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?.clone();
     let own_key = recovered.bls.public();
     if row.bls_key != own_key {
         return Err(StartError::ForeignKey { id, genesis: row.bls_key, store: own_key });
@@ -143,7 +144,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     let clock = Clock::start();
     let peers = genesis.table.members().iter().filter(|m| m.did != id);
     let peers: Vec<Peer> = peers.map(|m| Peer { id: m.did, address: m.address.clone() }).collect();
-    let telemetry = Telemetry::new(peers.iter().map(|peer| peer.id));
+    let telemetry = Telemetry::new(peers.iter().map(|p| p.id));
     let hello = Frame::Hello { http: http.clone(), version: env!("CARGO_PKG_VERSION").into() };
     let (transport, incoming) = Transport::bind(&identity, listen, peers, hello, transport::Options::default()).await?;
     let (events_in, events) = mpsc::channel(EVENTS);
@@ -203,10 +204,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
 }
 
 /// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
-async fn open(
-    data: PathBuf,
-    genesis: Genesis,
-) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
+async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
         let (store, recovered) = Store::open(&data)?;
         store.pin_genesis(&genesis)?;
@@ -239,4 +237,3 @@ fn core_options(config: &Config) -> core::Options {
         seed: u64::from_be_bytes(seed),
     }
 }
-

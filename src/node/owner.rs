@@ -1,19 +1,18 @@
 //! The owner loop: the one task that owns the core. It feeds inputs, drains, and executes effects; all else is asked of
 //! other threads and comes back as input.
 
+use super::Ended;
 use super::applied::Applier;
 use super::crypto::Pool;
 use super::mailbox::Mailbox;
 use super::pending::{Origin, Pending};
 use super::shared::{Shared, View};
-use super::Ended;
 use crate::api::{ProposeError, Role, VoteError};
 use crate::certificate::{Kind, Policy};
 use crate::config::Rules;
 use crate::core::{Admission, Alarm, Ballot, Core, Effect, Input, Submission, Write};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
 use crate::storage::Committer;
-use crate::telemetry::Position;
 use crate::transport::{Inbox, Incoming};
 use crate::wire::Frame;
 use crate::{limits, registry};
@@ -85,10 +84,14 @@ impl Owner {
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             // Whatever else is there comes along, so that one drain makes one write and one append of it all.
-            while events.len() < BATCH && let Ok(event) = self.events.try_recv() {
+            while events.len() < BATCH
+                && let Ok(event) = self.events.try_recv()
+            {
                 events.push(event);
             }
-            while frames.len() < BATCH && let Some(frame) = self.incoming.try_recv() {
+            while frames.len() < BATCH
+                && let Some(frame) = self.incoming.try_recv()
+            {
                 frames.push(frame);
             }
             for frame in frames.drain(..) {
@@ -109,7 +112,8 @@ impl Owner {
             self.persisted = mail.persisted;
             self.observe_writes();
             self.feed(Input::Persisted { seq: mail.persisted });
-            let (done, waiting) = std::mem::take(&mut self.cast_writes).into_iter().partition(|w| w.0 <= self.persisted);
+            let (done, waiting) =
+                std::mem::take(&mut self.cast_writes).into_iter().partition(|w| w.0 <= self.persisted);
             self.cast_writes = waiting;
             for (_, waiter) in done {
                 // A caller that gave up is no news.
@@ -264,9 +268,7 @@ impl Owner {
         }
         let granted = match self.shared.policy {
             Policy::Auto => is_valid(&ballot.payload),
-            Policy::Rules => {
-                is_valid(&ballot.payload) && self.rules.grants(&ballot)
-            }
+            Policy::Rules => is_valid(&ballot.payload) && self.rules.grants(&ballot),
             Policy::Manual => {
                 let until = self.shared.clock.now().mono + ballot.ttl_ms;
                 self.shared.open_ballot(ballot, until);
@@ -346,10 +348,10 @@ impl Owner {
     fn on_alarm(&self, alarm: &Alarm) {
         match alarm {
             Alarm::ClockOutOfBound { difference_ms } => {
-                tracing::warn!(difference_ms, "this node's clock differs from a quorum's by more than the bound; it does not lead until that is mended: check its time synchronisation");
-            }
-            Alarm::BadSignature { from } => {
-                tracing::warn!(%from, "a member's signature does not verify");
+                tracing::warn!(
+                    difference_ms,
+                    "this node's clock differs from a quorum's by more than the bound; it does not lead until that is mended: check its time synchronisation"
+                );
             }
             Alarm::MalformedAppend { from } => {
                 tracing::warn!(%from, "the leader's entries are malformed; they are ignored");
@@ -374,18 +376,6 @@ impl Owner {
             pending: self.pending.len() as u64,
             matched: matched.filter_map(|m| Some((m.did, core.matched(&m.did)?))).collect(),
         };
-        let telemetry = &self.shared.telemetry;
-        telemetry.set_pending(view.pending);
-        telemetry.set_term(view.term.0);
-        for (position, index) in [
-            (Position::Last, view.last.0),
-            (Position::Durable, view.durable.0),
-            (Position::Committed, view.committed.0),
-            (Position::Applied, self.applied.0),
-            (Position::Certified, self.shared.certified_size()),
-        ] {
-            telemetry.set_log_index(position, index);
-        }
         self.shared.set_view(view);
     }
 

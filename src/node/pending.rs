@@ -3,7 +3,7 @@
 
 use super::owner::{Owner, RETRY, is_valid, refusal};
 use crate::api::ProposeError;
-use crate::core::{content, Admission, Input, Submission};
+use crate::core::{Admission, Input, Submission, content};
 use crate::ids::{Digest, NodeId, ProposalId};
 use crate::limits::{MAX_PAYLOAD, MAX_REQUESTS, MAX_TTL_MS};
 use crate::wire::Frame;
@@ -33,10 +33,7 @@ impl Pending {
     }
 }
 
-fn tell(
-    takers: &mut Vec<oneshot::Sender<Result<ProposalId, ProposeError>>>,
-    what: &Result<ProposalId, ProposeError>,
-) {
+fn tell(takers: &mut Vec<oneshot::Sender<Result<ProposalId, ProposeError>>>, what: &Result<ProposalId, ProposeError>) {
     for taker in takers.drain(..) {
         // A caller that gave up is no news.
         let _gone = taker.send(what.clone());
@@ -166,7 +163,9 @@ impl Owner {
             let replica = self.shared.replica();
             let key = submission.request.key();
             match replica.state.answered(&key) {
-                Some(first) if first.may_be(&content(&submission.payload)) => Some(Admission::Duplicate { id: first.id }),
+                Some(first) if first.may_be(&content(&submission.payload)) => {
+                    Some(Admission::Duplicate { id: first.id })
+                }
                 Some(_) => Some(Admission::RequestIdReused),
                 None if replica.state.requests_len() >= MAX_REQUESTS => Some(Admission::Backpressure),
                 None => None,

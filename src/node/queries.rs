@@ -209,8 +209,7 @@ impl Handle {
     pub fn consensus_snapshot(&self) -> ConsensusSnapshot {
         let view = self.shared.view();
         let known = self.shared.table.table.members().iter().map(|m| m.did).filter(|d| *d != self.shared.id);
-        let (committed_count, aborted_count) =
-            self.registry(|state| (state.committed_count(), state.aborted_count()));
+        let (committed_count, aborted_count) = self.registry(|state| (state.committed_count(), state.aborted_count()));
         ConsensusSnapshot {
             role: view.role,
             term: view.term,

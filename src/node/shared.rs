@@ -1,9 +1,9 @@
 //! What the owner loop, the state machine's thread and every [`Handle`](super::Handle) see of one node.
 
+use super::Ended;
 use super::applied::Replica;
 use super::clock::Clock;
 use super::owner::Event;
-use super::Ended;
 use crate::api::{OpenBallot, Role};
 use crate::certificate::{Genesis, HeadCertificate, Policy, TableInForce};
 use crate::core::Ballot;

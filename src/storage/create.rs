@@ -51,7 +51,8 @@ fn build(dir: &Path, did: NodeId, bls: &SecretKey) -> io::Result<()> {
 }
 
 fn beside(dir: &Path) -> io::Result<PathBuf> {
-    let name = dir.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no directory"))?;
+    let name =
+        dir.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no directory"))?;
     let mut name = OsString::from(name);
     name.push(".creating");
     Ok(dir.with_file_name(name))

@@ -128,9 +128,7 @@ pub(super) fn write_hard_state(hard: &HardState) -> Vec<u8> {
     w.u64(hard.term.0);
     match &hard.vote {
         None => w.u8(0),
-        Some(c) => {
-            w.u8(1).u64(c.term.0).node(&c.candidate).u64(c.last_term.0).u64(c.last_size).digest(&c.last_root)
-        }
+        Some(c) => w.u8(1).u64(c.term.0).node(&c.candidate).u64(c.last_term.0).u64(c.last_size).digest(&c.last_root),
     };
     w.0
 }

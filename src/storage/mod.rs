@@ -22,6 +22,10 @@ mod read;
 mod recovery;
 mod watermark;
 
+#[cfg(test)]
+#[path = "../../migrations/v1.rs"]
+mod v1;
+
 pub use block::BlockError;
 pub use committer::Committer;
 pub use error::{CommitError, CreateError, Damage, DurabilityError, Loss, OpenError, PinError, ReadError, Stopped};

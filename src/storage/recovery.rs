@@ -100,9 +100,9 @@ impl From<sled::Error> for Failure {
 impl From<DurabilityError> for Failure {
     fn from(error: DurabilityError) -> Self {
         Self::Io(match error {
-            DurabilityError::Write { source } | DurabilityError::Sync { source } | DurabilityError::Watermark { source } => {
-                source
-            }
+            DurabilityError::Write { source }
+            | DurabilityError::Sync { source }
+            | DurabilityError::Watermark { source } => source,
             DurabilityError::Stopped => io::Error::other(DurabilityError::Stopped),
         })
     }

@@ -147,6 +147,7 @@ mod tests {
     fn any_changed_bit_and_any_other_length_is_found() {
         for mark in [mark(false), mark(true)] {
             let bytes = mark.encode();
+            assert_eq!(bytes.len(), crate::storage::v1::WATERMARK);
             for at in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();
                 bad[at / 8] ^= 1 << (at % 8);

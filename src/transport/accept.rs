@@ -56,14 +56,14 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
 async fn accept_each(shared: &Arc<Shared>, endpoint: &quinn::Endpoint) {
     let bound = shared.options.max_handshakes.max(1);
     let mut handshakes = JoinSet::new();
-    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+    let mut oldest: VecDeque<(SocketAddr, AbortHandle)> = VecDeque::new();
     loop {
         let incoming = tokio::select! {
             Some(_) = handshakes.join_next() => continue,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        oldest.retain(|h| !h.is_finished());
+        oldest.retain(|(_, handshake)| !handshake.is_finished());
         let remote = incoming.remote_address();
         if endpoint.open_connections() >= MAX_CONNECTIONS {
             shared.refusals.connection(remote, "too many connections");
@@ -78,12 +78,13 @@ async fn accept_each(shared: &Arc<Shared>, endpoint: &quinn::Endpoint) {
         while handshakes.len() >= bound {
             // Giving up the oldest, not refusing the newest: an honest handshake takes a round trip, and whoever wants
             // to keep members out has to win that race every time.
-            if let Some(handshake) = oldest.pop_front() {
+            if let Some((late, handshake)) = oldest.pop_front() {
                 handshake.abort();
+                shared.refusals.connection(late, "given up for newer attempts, too many are in progress");
             }
             handshakes.join_next().await;
         }
-        oldest.push_back(handshakes.spawn(handshake(Arc::clone(shared), incoming, remote)));
+        oldest.push_back((remote, handshakes.spawn(handshake(Arc::clone(shared), incoming, remote))));
     }
 }
 
@@ -221,11 +222,5 @@ impl Frames {
             self.buffer = BytesMut::new();
         }
         Ok(Some(frame))
-    }
-}
-
-impl From<Violation> for Result<Frame, Ended> {
-    fn from(violation: Violation) -> Self {
-        Err(violation.into())
     }
 }

@@ -20,7 +20,8 @@ pub const IDENTITY_FILE: &str = "identity.pem";
 /// Largest identity file read, bytes; a PEM of this key has 119.
 const MAX_FILE: u64 = 4096;
 /// PKCS#8 version 1 of an Ed25519 key without its seed (RFC 8410, section 7): what every common tool reads.
-const PKCS8_PREFIX: [u8; 16] = [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// A node's Ed25519 key. Never printed; the copy of its encoding is wiped from memory when dropped.
 pub struct Identity {
@@ -39,7 +40,9 @@ pub enum IdentityError {
         path: PathBuf,
     },
     /// Others may read it.
-    #[error("{path} can be read by others than its owner (mode {mode:04o}); it holds a secret key: run `chmod 600 {path}`")]
+    #[error(
+        "{path} can be read by others than its owner (mode {mode:04o}); it holds a secret key: run `chmod 600 {path}`"
+    )]
     Permissions {
         /// The file.
         path: PathBuf,
@@ -47,7 +50,9 @@ pub enum IdentityError {
         mode: u32,
     },
     /// Not a key.
-    #[error("{path} is not an Ed25519 private key in PEM (PKCS#8); restore it, or make a new node with `concordat init`")]
+    #[error(
+        "{path} is not an Ed25519 private key in PEM (PKCS#8); restore it, or make a new node with `concordat init`"
+    )]
     NotAKey {
         /// The file.
         path: PathBuf,
@@ -97,10 +102,13 @@ impl Identity {
             .mode(0o600)
             .open(&temporary)
             .map_err(failed("create", &temporary))?;
-        let written = file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed("write", &temporary));
+        let written =
+            file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed("write", &temporary));
         // A link, not a rename: a rename would silently replace an identity made meanwhile.
         let placed = written.and_then(|()| match fs::hard_link(&temporary, path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(IdentityError::Exists { path: path.to_path_buf() }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Err(IdentityError::Exists { path: path.to_path_buf() })
+            }
             other => other.map_err(failed("create", path)),
         });
         let removed = fs::remove_file(&temporary).map_err(failed("remove", &temporary));
@@ -167,7 +175,12 @@ impl Identity {
 
     /// A secret of this node for one purpose, the same after every restart.
     pub(super) fn derive(&self, purpose: &[u8]) -> [u8; 32] {
-        Sha256::new().chain_update(b"concordat:derive").chain_update(purpose).chain_update(&*self.pkcs8).finalize().into()
+        Sha256::new()
+            .chain_update(b"concordat:derive")
+            .chain_update(purpose)
+            .chain_update(&*self.pkcs8)
+            .finalize()
+            .into()
     }
 }
 

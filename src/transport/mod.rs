@@ -273,6 +273,7 @@ struct Shared {
     frames_dropped: AtomicU64,
     frames_received: AtomicU64,
     tasks: TaskTracker,
+    runtime: tokio::runtime::Handle,
     shutdown: CancellationToken,
 }
 
@@ -338,6 +339,7 @@ impl Transport {
             frames_dropped: AtomicU64::new(0),
             frames_received: AtomicU64::new(0),
             tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
             shutdown: shutdown.clone(),
         });
         shared.tasks.spawn(accept::accept(Arc::clone(&shared), endpoint.clone()));
@@ -413,7 +415,8 @@ impl Transport {
             stays
         });
         for link in added {
-            self.shared.tasks.spawn(dial::keep_connected(Arc::clone(&self.shared), endpoint.clone(), link));
+            let dialing = dial::keep_connected(Arc::clone(&self.shared), endpoint.clone(), link);
+            self.shared.tasks.spawn_on(dialing, &self.shared.runtime);
         }
     }
 

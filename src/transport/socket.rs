@@ -142,7 +142,8 @@ impl WatchedSocket {
         let Some((&length, rest)) = rest.split_first() else { return false };
         let Some(id) = rest.get(..usize::from(length)) else { return false };
         let is_initial = first & 0x30 == 0;
-        u32::from_be_bytes(*version) == QUIC_V1 && ((is_initial && datagram.len() >= MIN_INITIAL) || self.mark.are_ours(id))
+        u32::from_be_bytes(*version) == QUIC_V1
+            && ((is_initial && datagram.len() >= MIN_INITIAL) || self.mark.are_ours(id))
     }
 }
 

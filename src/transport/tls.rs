@@ -9,8 +9,8 @@
 
 use super::identity::Identity;
 use crate::ids::NodeId;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
@@ -72,9 +72,7 @@ pub(super) fn certified_did(end_entity: &CertificateDer<'_>, others: &[Certifica
     let mut names = certificate.valid_uri_names();
     match (names.next(), names.next()) {
         (Some(name), None) if name == actual.to_string() => Ok(actual),
-        (first, _) => {
-            Err(Refusal::Name { actual, stated: first.unwrap_or_default().chars().take(80).collect() })
-        }
+        (first, _) => Err(Refusal::Name { actual, stated: first.unwrap_or_default().chars().take(80).collect() }),
     }
 }
 

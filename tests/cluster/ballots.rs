@@ -1,7 +1,7 @@
 //! Ballots with `rules` and `manual` members.
 
 use crate::support::{Cluster, certify, set_config, until, within};
-use concordat::api::{FederatedConsensus, Propose, ProposalState, VoteError};
+use concordat::api::{FederatedConsensus, ProposalState, Propose, VoteError};
 use concordat::certificate::{AbortReason, Policy};
 use concordat::ids::LogIndex;
 use concordat::node::Handle;

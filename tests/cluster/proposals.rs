@@ -1,7 +1,7 @@
 //! Proposing, certificates, repeats, refusals.
 
 use crate::support::{Cluster, certify, set_config, until, within};
-use concordat::api::{FederatedConsensus, Propose, ProposalState, ProposeError, Wait};
+use concordat::api::{FederatedConsensus, ProposalState, Propose, ProposeError, Wait};
 use concordat::certificate::{Kind, Policy, Receipt};
 use concordat::ids::LogIndex;
 use futures::StreamExt;
@@ -126,10 +126,7 @@ async fn proposals_out_of_bounds_are_refused_and_change_nothing() {
         (Propose { client: Some("x".repeat(129)), ..base() }, ProposeError::InvalidRequestId),
         (Propose { deadline_ms: Some(u64::MAX), ..base() }, ProposeError::InvalidDeadline),
         (Propose { deadline_ms: Some(1), request_id: Some("old".into()), ..base() }, ProposeError::RequestExpired),
-        (
-            Propose::new(json!("x".repeat(70_000))),
-            ProposeError::PayloadTooLarge { size: 70_002, limit: 64 * 1024 },
-        ),
+        (Propose::new(json!("x".repeat(70_000))), ProposeError::PayloadTooLarge { size: 70_002, limit: 64 * 1024 }),
     ];
     for (propose, error) in cases {
         assert_eq!(node.submit(propose.clone()).await, Err(error), "{propose:?}");

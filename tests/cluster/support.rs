@@ -1,6 +1,6 @@
 //! Clusters of real nodes for tests.
 
-use concordat::api::{Propose, ProposalState, ProposalStatus, Role, Status};
+use concordat::api::{ProposalState, ProposalStatus, Propose, Role, Status};
 use concordat::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role as MemberRole, SecretKey};
 use concordat::config::Config;
 use concordat::ids::{LogIndex, NodeId};
@@ -132,8 +132,7 @@ impl Cluster {
         until("all nodes certify and apply the same log", || async {
             let views: Vec<Status> = self.running().map(Handle::status).collect();
             let last = views.iter().map(|v| v.last_index).max()?;
-            let settled =
-                |v: &Status| v.last_index == last && v.applied_index == last && v.certified_index == last;
+            let settled = |v: &Status| v.last_index == last && v.applied_index == last && v.certified_index == last;
             views.iter().all(settled).then_some(last)
         })
         .await

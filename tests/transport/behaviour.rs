@@ -11,8 +11,14 @@ use std::time::Duration;
 
 fn submission(handle: u64) -> Frame {
     let request = Request { client: "c".into(), request_id: "r".into(), deadline_ms: 1 };
-    let submission =
-        Submission { origin: NodeId([1; 32]), request, salt: [0; 16], payload: vec![1; 100], required_quorum: None, ttl_ms: 1 };
+    let submission = Submission {
+        origin: NodeId([1; 32]),
+        request,
+        salt: [0; 16],
+        payload: vec![1; 100],
+        required_quorum: None,
+        ttl_ms: 1,
+    };
     Frame::Submit { handle, submission }
 }
 
@@ -56,8 +62,9 @@ async fn a_peer_that_restarts_in_order_is_found_again() {
     eventually("the loss to be noticed", || !a.transport.connected(&peer_b)).await;
     assert_eq!(a.transport.send(peer_b, heartbeat(1)), Sent::NotConnected);
     let members = vec![a.peer()];
-    let (transport, inbox) =
-        Transport::bind(&b.identity, address, members, hello("again"), Options::default()).await.expect("the port is free");
+    let (transport, inbox) = Transport::bind(&b.identity, address, members, hello("again"), Options::default())
+        .await
+        .expect("the port is free");
     let mut again = Node { dir: b.dir, identity: b.identity, transport, inbox };
     a.send(&peer_b, &heartbeat(2)).await;
     assert_eq!(again.recv().await.frame, heartbeat(2));
@@ -67,24 +74,31 @@ async fn a_peer_that_restarts_in_order_is_found_again() {
 /// reset, so that the peer need not wait for the idle timeout (here: an hour).
 #[test]
 fn a_peer_that_was_killed_is_found_again_without_waiting_for_a_timeout() {
-    let options =
-        Options { idle_timeout: Duration::from_secs(3600), keep_alive: Duration::from_millis(20), ..Options::default() };
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let options = Options {
+        idle_timeout: Duration::from_secs(3600),
+        keep_alive: Duration::from_millis(20),
+        ..Options::default()
+    };
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let (survivor, victim) = (runtime(), runtime());
     let a = survivor.block_on(node(options.clone()));
     let b = victim.block_on(node(options.clone()));
     let (address, peer_b) = (b.transport.local_addr(), b.id());
     a.transport.set_members(vec![b.peer()]);
     b.transport.set_members(vec![a.peer()]);
-    survivor.block_on(eventually("both connections", || a.transport.connected(&peer_b) && a.transport.stats().incoming == 1));
+    survivor.block_on(eventually("both connections", || {
+        a.transport.connected(&peer_b) && a.transport.stats().incoming == 1
+    }));
     let identity = b.identity;
     // No task of the victim runs any more, so nothing is said; the socket goes with its runtime.
     victim.shutdown_timeout(DEADLINE);
     drop((b.transport, b.inbox));
     assert!(a.transport.connected(&peer_b), "the survivor cannot know yet");
     survivor.block_on(async {
-        let (transport, inbox) =
-            Transport::bind(&identity, address, vec![a.peer()], hello("again"), options).await.expect("the port is free");
+        let (transport, inbox) = Transport::bind(&identity, address, vec![a.peer()], hello("again"), options)
+            .await
+            .expect("the port is free");
         let mut again = Node { dir: b.dir, identity, transport, inbox };
         let hello = within("the survivor to come back", again.inbox.recv()).await.expect("open");
         assert_eq!(hello.from, a.id());
@@ -175,8 +189,9 @@ async fn a_removed_member_is_cut_off_and_a_returning_one_let_in() {
 async fn a_member_that_moved_is_dialed_at_its_new_address() {
     let [a, b] = cluster(&Options::default()).await;
     b.transport.close().await;
-    let (transport, inbox) =
-        Transport::bind(&b.identity, LOOPBACK, vec![a.peer()], hello("moved"), Options::default()).await.expect("a port");
+    let (transport, inbox) = Transport::bind(&b.identity, LOOPBACK, vec![a.peer()], hello("moved"), Options::default())
+        .await
+        .expect("a port");
     let mut moved = Node { dir: b.dir, identity: b.identity, transport, inbox };
     a.transport.set_members(vec![moved.peer()]);
     a.send(&moved.id(), &heartbeat(1)).await;

@@ -1,10 +1,8 @@
 use super::*;
 use crate::ids::NodeId;
+use crate::storage::v1;
 use proptest::prelude::*;
 use std::fmt::Debug;
-
-#[path = "../../../migrations/v1.rs"]
-mod v1;
 
 #[test]
 fn the_table_is_the_frozen_description_of_its_version() {

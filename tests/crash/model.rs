@@ -1,0 +1,152 @@
+//! Deterministic contents for stores under test: what entry stands where is a function of index, term and tag, so that
+//! a verifier can tell without having seen it written.
+#![allow(dead_code, reason = "each test target uses its part")]
+
+use concordat::certificate::merkle::Frontier;
+use concordat::certificate::{
+    Bitmap, Body, ElectionClaim, Entry, Half, Head, HeadCertificate, Header, Kind, Request, SecretKey, Signature,
+    payload_hash,
+};
+use concordat::core::{CastVote, HardState, Write};
+use concordat::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
+use concordat::storage::{CommitError, Committer, Recovered, Store};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+/// The member under test.
+pub(crate) const DID: NodeId = NodeId([42; 32]);
+
+/// Its key.
+pub(crate) fn key() -> SecretKey {
+    SecretKey::generate(&[9; 32])
+}
+
+/// The entry at `index` in `term`; `tag` tells entries of the same place apart and makes up the payload.
+pub(crate) fn entry(index: u64, term: u64, tag: u64, payload: usize) -> Arc<Entry> {
+    let request =
+        Request { client: "crash".into(), request_id: format!("{index}-{term}-{tag}"), deadline_ms: u64::MAX };
+    let mut salt = [0; 16];
+    salt[..8].copy_from_slice(&index.to_be_bytes());
+    salt[8..].copy_from_slice(&(tag ^ term << 40).to_be_bytes());
+    let payload: Vec<u8> = salt.iter().copied().cycle().take(payload).collect();
+    let header = Header {
+        index: LogIndex(index),
+        term: Term(term),
+        epoch: Epoch(0),
+        kind: Kind::Proposal,
+        proposal_id: Some(ProposalId { term: Term(term), seq: index, origin: DID }),
+        request_digest: request.digest(),
+        proposed_at: term * 1_000_000_000 + index,
+        required_quorum: 1,
+        abort_reason: None,
+        tally: None,
+        payload_len: payload.len() as u32,
+        payload_hash: payload_hash(&salt, &payload),
+    };
+    Arc::new(Entry::new(header, Body { salt, request: Some(request), payload }).expect("made to match"))
+}
+
+/// Entries from `first`, `count` of them.
+pub(crate) fn entries(first: u64, count: u64, term: u64, tag: u64, payload: usize) -> Vec<Arc<Entry>> {
+    (first..first + count).map(|i| entry(i, term, tag, payload)).collect()
+}
+
+/// The tree over these entries.
+pub(crate) fn tree(log: &[Arc<Entry>]) -> Frontier {
+    let mut tree = Frontier::default();
+    for e in log {
+        tree.push(e.header.leaf_hash());
+    }
+    tree
+}
+
+/// A certificate (of made-up signatures: a store does not verify them) over these entries.
+pub(crate) fn certificate(log: &[Arc<Entry>]) -> Arc<HeadCertificate> {
+    let head = Head { term: log.last().map_or(Term(0), |e| e.term()), size: log.len() as u64, root: tree(log).root() };
+    let half = Half {
+        epoch: Epoch(0),
+        epoch_hash: Digest([1; 32]),
+        signers: Bitmap::of(3, [0, 1]),
+        aggregate: Signature([7; 96]),
+    };
+    Arc::new(HeadCertificate { head, halves: vec![half] })
+}
+
+/// A term with a vote for the candidate of this number.
+pub(crate) fn vote(term: u64, candidate: u8) -> HardState {
+    let claim = ElectionClaim {
+        term: Term(term),
+        candidate: NodeId([candidate; 32]),
+        last_term: Term(term.saturating_sub(1)),
+        last_size: 5,
+        last_root: Digest([3; 32]),
+    };
+    HardState { term: Term(term), vote: Some(claim) }
+}
+
+/// A ballot answer, by number.
+pub(crate) fn cast(n: u64) -> CastVote {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&n.to_be_bytes());
+    CastVote { request_key: Digest(key), content: Digest([6; 32]), granted: n.is_multiple_of(2), keep_until: n }
+}
+
+/// A write of entries.
+pub(crate) fn append(entries: Vec<Arc<Entry>>) -> Write {
+    Write { entries, ..Write::default() }
+}
+
+/// A store with its committer, driven synchronously.
+pub(crate) struct Driver {
+    pub(crate) store: Store,
+    pub(crate) committer: Committer,
+    pub(crate) answers: Receiver<Result<u64, CommitError>>,
+    next: u64,
+}
+
+impl Driver {
+    pub(crate) fn open(dir: &Path) -> (Self, Recovered) {
+        let (store, recovered) = Store::open(dir).expect("the store opens");
+        (Self::over(store), recovered)
+    }
+
+    pub(crate) fn over(store: Store) -> Self {
+        let (tell, answers) = channel();
+        let committer = store.start(move |answer| drop(tell.send(answer)));
+        Self { store, committer, answers, next: 0 }
+    }
+
+    /// A fresh store.
+    pub(crate) fn create(dir: &Path) -> Self {
+        Store::create(dir, DID, &key()).expect("the store is made");
+        Self::open(dir).0
+    }
+
+    /// Submits one write and returns its number.
+    pub(crate) fn submit(&mut self, write: Write) -> u64 {
+        self.next += 1;
+        self.committer.submit(self.next, write).expect("the committer runs");
+        self.next
+    }
+
+    /// Submits one write and waits until it is durable or refused.
+    pub(crate) fn write(&mut self, write: Write) -> Result<(), CommitError> {
+        let seq = self.submit(write);
+        self.wait(seq)
+    }
+
+    /// Waits for an answer to everything up to `seq`.
+    pub(crate) fn wait(&self, seq: u64) -> Result<(), CommitError> {
+        loop {
+            if self.answers.recv().expect("the committer answers")? >= seq {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Closes committer and store.
+    pub(crate) fn close(self) {
+        self.committer.close();
+    }
+}
