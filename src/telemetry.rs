@@ -26,8 +26,10 @@ const COMMIT_LATENCY: Duration = Duration {
     name: "asi_consensus_commit_latency_seconds",
     help: "Wall time from propose to commit of proposals that came in at this node.",
 };
-const FSYNC: Duration =
-    Duration { name: "concordat_fsync_seconds", help: "Time of one durable write: flush and fdatasync." };
+const PERSIST: Duration = Duration {
+    name: "concordat_persist_seconds",
+    help: "Time from handing a write to the store until it is durable, waiting for earlier writes included.",
+};
 
 /// How a proposal ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +116,7 @@ pub struct Telemetry {
     role: Gauge<u64>,
     log_index: Gauge<u64>,
     peer_connected: Gauge<u64>,
-    fsync: Histogram<f64>,
+    persist: Histogram<f64>,
     alarms: Counter<u64>,
 }
 
@@ -154,7 +156,7 @@ impl Telemetry {
             _provider: provider,
             proposals: counter(
                 "asi_consensus_proposals_total",
-                "Proposals decided in this node's log: committed, aborted (rejected by votes) or expired.",
+                "Proposals that came in at this node, by how they ended: committed, aborted (rejected by votes) or expired.",
             ),
             role_transitions: counter(
                 "asi_consensus_role_transitions_total",
@@ -172,7 +174,7 @@ impl Telemetry {
                 "Positions in this node's log: last appended, durable here, committed, applied, certified.",
             ),
             peer_connected: gauge("concordat_peer_connected", "1 while a connection to the member stands."),
-            fsync: seconds(&FSYNC),
+            persist: seconds(&PERSIST),
             alarms: counter("concordat_alarms_total", "Alarms raised by this node; see its log."),
         }
     }
@@ -202,7 +204,7 @@ impl Telemetry {
         }
     }
 
-    /// A `Proposal` or `Aborted` entry was applied here.
+    /// A proposal that came in here was decided.
     pub fn proposal(&self, outcome: Outcome) {
         self.proposals.add(1, &[KeyValue::new("outcome", outcome.label())]);
     }
@@ -250,9 +252,9 @@ impl Telemetry {
         self.peer_connected.record(is_connected.into(), &[KeyValue::new("peer", peer.to_string())]);
     }
 
-    /// A durable write took this many seconds.
-    pub fn fsync(&self, seconds: f64) {
-        self.fsync.record(seconds, &[]);
+    /// A write became durable this many seconds after it was handed to the store.
+    pub fn persist(&self, seconds: f64) {
+        self.persist.record(seconds, &[]);
     }
 
     /// An alarm was raised.
@@ -268,7 +270,7 @@ impl Telemetry {
     pub fn render(&self) -> String {
         let mut families = self.registry.gather();
         // OpenTelemetry exports a histogram from its first observation on; a dashboard wants it from the start.
-        for duration in [&COMMIT_LATENCY, &FSYNC] {
+        for duration in [&COMMIT_LATENCY, &PERSIST] {
             if let Err(place) = families.binary_search_by(|family| family.name().cmp(duration.name)) {
                 families.insert(place, unobserved(duration));
             }

@@ -35,12 +35,15 @@ fn everything_is_exposed_from_the_start_with_its_name_labels_type_and_help() {
         "asi_consensus_commit_latency_seconds",
         "Wall time from propose to commit of proposals that came in at this node.",
     );
-    let fsync = histogram("concordat_fsync_seconds", "Time of one durable write: flush and fdatasync.");
+    let persist = histogram(
+        "concordat_persist_seconds",
+        "Time from handing a write to the store until it is durable, waiting for earlier writes included.",
+    );
     let expected = format!(
         r#"{commit_latency}# HELP asi_consensus_pending_proposals Proposals that came in at this node and are not decided.
 # TYPE asi_consensus_pending_proposals gauge
 asi_consensus_pending_proposals 0
-# HELP asi_consensus_proposals_total Proposals decided in this node's log: committed, aborted (rejected by votes) or expired.
+# HELP asi_consensus_proposals_total Proposals that came in at this node, by how they ended: committed, aborted (rejected by votes) or expired.
 # TYPE asi_consensus_proposals_total counter
 asi_consensus_proposals_total{{outcome="aborted"}} 0
 asi_consensus_proposals_total{{outcome="committed"}} 0
@@ -61,7 +64,8 @@ asi_consensus_term 0
 concordat_alarms_total{{kind="malformed_append"}} 0
 concordat_alarms_total{{kind="clock_out_of_bound"}} 0
 concordat_alarms_total{{kind="false_leader"}} 0
-{fsync}# HELP concordat_log_index Positions in this node's log: last appended, durable here, committed, applied, certified.
+concordat_alarms_total{{kind="malformed_append"}} 0
+# HELP concordat_log_index Positions in this node's log: last appended, durable here, committed, applied, certified.
 # TYPE concordat_log_index gauge
 concordat_log_index{{position="applied"}} 0
 concordat_log_index{{position="certified"}} 0
@@ -71,7 +75,7 @@ concordat_log_index{{position="last"}} 0
 # HELP concordat_peer_connected 1 while a connection to the member stands.
 # TYPE concordat_peer_connected gauge
 concordat_peer_connected{{peer="{PEER}"}} 0
-# HELP concordat_role 1 for the role this node has, 0 for the others.
+{persist}# HELP concordat_role 1 for the role this node has, 0 for the others.
 # TYPE concordat_role gauge
 concordat_role{{role="candidate"}} 0
 concordat_role{{role="follower"}} 1
@@ -98,7 +102,7 @@ fn exercised() -> Telemetry {
     telemetry.set_term(9);
     telemetry.set_log_index(Position::Certified, 41);
     telemetry.set_peer_connected(PEER, true);
-    telemetry.fsync(0.002);
+    telemetry.persist(0.002);
     telemetry.alarm(&Alarm::FalseLeader { claimant: PEER, term: Term(8) });
     telemetry
 }
@@ -136,7 +140,7 @@ fn operational_metrics_follow_their_calls() {
         (r#"concordat_log_index{position="certified"}"#, "41"),
         (&format!("concordat_peer_connected{{peer=\"{PEER}\"}}"), "1"),
         (r#"concordat_alarms_total{kind="false_leader"}"#, "1"),
-        ("concordat_fsync_seconds_count", "1"),
+        ("concordat_persist_seconds_count", "1"),
     ] {
         assert_eq!(line(&text, series), value, "{series}");
     }

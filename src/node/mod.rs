@@ -33,7 +33,7 @@ use mailbox::Mailbox;
 use owner::Owner;
 use rand::TryRngCore;
 use shared::{Parts, Shared};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -197,6 +197,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         cast_waiters: HashMap::new(),
         cast_writes: Vec::new(),
         persisted: 0,
+        writing: VecDeque::new(),
         applied,
         role: core::Role::Follower,
         stop: None,

@@ -16,7 +16,7 @@ use crate::storage::Committer;
 use crate::transport::{Inbox, Incoming};
 use crate::wire::Frame;
 use crate::{limits, registry};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +59,8 @@ pub(super) struct Owner {
     pub(super) cast_waiters: HashMap<(Digest, Digest), oneshot::Sender<Result<(), VoteError>>>,
     pub(super) cast_writes: Vec<(u64, oneshot::Sender<Result<(), VoteError>>)>,
     pub(super) persisted: u64,
+    /// Writes on their way to the disk, with the time (since the clock's start) at which each was handed over.
+    pub(super) writing: VecDeque<(u64, Duration)>,
     pub(super) applied: LogIndex,
     pub(super) role: Role,
     pub(super) stop: Option<Ended>,
@@ -108,6 +110,7 @@ impl Owner {
         let mail = self.mailbox.take();
         if mail.persisted > self.persisted {
             self.persisted = mail.persisted;
+            self.observe_writes();
             self.feed(Input::Persisted { seq: mail.persisted });
             let (done, waiting) =
                 std::mem::take(&mut self.cast_writes).into_iter().partition(|w| w.0 <= self.persisted);
@@ -126,6 +129,13 @@ impl Owner {
         }
         if let Some(why) = mail.failure {
             self.stop.get_or_insert(Ended::Halted(why));
+        }
+    }
+
+    fn observe_writes(&mut self) {
+        let now = self.shared.clock.elapsed();
+        while let Some((_, since)) = self.writing.pop_front_if(|(seq, _)| *seq <= self.persisted) {
+            self.shared.telemetry.persist(now.saturating_sub(since).as_secs_f64());
         }
     }
 
@@ -191,6 +201,7 @@ impl Owner {
                 self.cast_writes.push((seq, waiter));
             }
         }
+        self.writing.push_back((seq, self.shared.clock.elapsed()));
         if let Err(why) = self.committer.submit(seq, write) {
             self.stop.get_or_insert(Ended::Halted(why.to_string()));
         }

@@ -1,4 +1,5 @@
 use super::log::{FAR, Log, START, request};
+use concordat::certificate::AbortReason;
 use concordat::ids::{Digest, LogIndex};
 use concordat::registry::{AgentStatus, Key, Outcome, State};
 use serde_json::{Value, json};
@@ -143,7 +144,7 @@ fn a_repeated_request_changes_nothing_whatever_it_carries() {
 #[test]
 fn an_aborted_request_stays_aborted() {
     let mut log = Log::default();
-    assert_eq!(log.abort(request("r", FAR)), Outcome::Aborted);
+    assert_eq!(log.abort(request("r", FAR)), Outcome::Aborted { reason: AbortReason::Expired });
     assert_eq!(log.propose_as(request("r", FAR), &set_config("k", json!(1))), Outcome::Repeat { first: LogIndex(1) });
     assert!(log.state.config("k").is_none());
     assert!(log.state.answered(&request("r", FAR).key()).unwrap().may_be(&Digest([1; 32])), "nothing to compare with");

@@ -1,6 +1,7 @@
 //! Random logs through the state and through a model that is too simple to be wrong: lists, scanned from the start.
 
 use super::log::{Log, START, request};
+use concordat::certificate::AbortReason;
 use concordat::ids::LogIndex;
 use concordat::registry::{AgentStatus, Key, Outcome, State};
 use proptest::prelude::*;
@@ -128,7 +129,7 @@ impl Model {
                 Outcome::ConfigSet { revision }
             }
             Op::Malformed | Op::Noop => Outcome::Opaque,
-            Op::Abort => Outcome::Aborted,
+            Op::Abort => Outcome::Aborted { reason: AbortReason::Expired },
         }
     }
 
