@@ -75,7 +75,9 @@ fn a_restart_gives_back_term_vote_log_answers_and_certificates() {
     let mut driver = Driver::create(&dir);
     driver.write(Write { hard: Some(vote(2, 1)), ..append(log[..100].to_vec()) }).unwrap();
     driver.write(append(log[100..].to_vec())).unwrap();
-    driver.write(Write { cast: Some(cast(4)), certificate: Some(certificate(&log[..250])), ..Write::default() }).unwrap();
+    driver
+        .write(Write { cast: Some(cast(4)), certificate: Some(certificate(&log[..250])), ..Write::default() })
+        .unwrap();
     assert_eq!(all(&driver.store), log);
     driver.close();
 
@@ -218,11 +220,17 @@ fn certificates_are_found_by_what_they_cover() {
         driver.write(Write { certificate: Some(certificate(&log[..size])), ..Write::default() }).unwrap();
     }
     let size = |index| driver.store.certificate_covering(LogIndex(index)).unwrap().map(|c| c.head.size);
-    assert_eq!([1, 10, 11, 20, 21, 40, 41].map(size), [Some(10), Some(10), Some(20), Some(20), Some(40), Some(40), None]);
+    assert_eq!(
+        [1, 10, 11, 20, 21, 40, 41].map(size),
+        [Some(10), Some(10), Some(20), Some(20), Some(40), Some(40), None]
+    );
     let sizes = |above, limit| -> Vec<u64> {
         driver.store.certificates(above, limit).unwrap().iter().map(|c| c.head.size).collect()
     };
-    assert_eq!((sizes(0, 9), sizes(10, 1), sizes(40, 9), sizes(u64::MAX, 9)), (vec![10, 20, 40], vec![20], vec![], vec![]));
+    assert_eq!(
+        (sizes(0, 9), sizes(10, 1), sizes(40, 9), sizes(u64::MAX, 9)),
+        (vec![10, 20, 40], vec![20], vec![], vec![])
+    );
     assert_eq!(driver.store.latest_certificate().unwrap().head.size, 40);
 }
 
@@ -320,5 +328,23 @@ mod genesis {
         assert!(matches!(&refused, PinError::Other { pinned, given } if (*pinned, *given) == (mine.id(), other.id())));
         let text = refused.to_string();
         assert!(text.contains(&mine.id().to_string()) && text.contains(&other.id().to_string()), "{text}");
+    }
+}
+
+#[test]
+fn what_a_submitted_write_replaces_is_shown_no_more() {
+    let (_temp, dir) = place();
+    let mut log = entries(1, 50, 1, 0, 10);
+    let mut driver = Driver::create(&dir);
+    driver.write(Write { hard: Some(vote(1, 1)), ..append(log.clone()) }).unwrap();
+    for round in 2..40 {
+        log.truncate(30);
+        log.extend(entries(31, 20, round, 0, 10));
+        let seq = driver.submit(Write { hard: Some(vote(round, 1)), ..append(log[30..].to_vec()) });
+        // Durable yet or not: what is shown is never of an earlier round.
+        let shown = all(&driver.store);
+        assert!(shown.len() == 30 || shown == log, "{} entries shown in round {round}", shown.len());
+        driver.wait(seq).unwrap();
+        assert_eq!(all(&driver.store), log);
     }
 }

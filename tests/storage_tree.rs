@@ -39,11 +39,18 @@ fn every_root_and_path_is_that_of_the_log() {
         for leaf in (0..size).step_by(13).chain([size - 1]) {
             let path = driver.store.inclusion_path(leaf, size).unwrap();
             let leaf_hash = log[leaf as usize].header.leaf_hash();
-            assert_eq!(merkle::root_from_path(leaf_hash, leaf, size, &path), Some(roots[size as usize]), "{leaf} of {size}");
+            assert_eq!(
+                merkle::root_from_path(leaf_hash, leaf, size, &path),
+                Some(roots[size as usize]),
+                "{leaf} of {size}"
+            );
         }
         for old in sizes.into_iter().filter(|old| *old <= size) {
             let path = driver.store.consistency_path(old, size).unwrap();
-            assert!(merkle::verify_consistency(old, roots[old as usize], size, roots[size as usize], &path), "{old} to {size}");
+            assert!(
+                merkle::verify_consistency(old, roots[old as usize], size, roots[size as usize], &path),
+                "{old} to {size}"
+            );
         }
     }
     assert!(matches!(driver.store.root_at(1101), Err(ReadError::NotYet { asked: 1101, size: 1100 })));
@@ -111,7 +118,9 @@ fn a_proposal_is_found_by_its_whole_id() {
         assert_eq!(driver.store.index_of(&e.header.proposal_id.unwrap()).unwrap(), Some(e.index()));
     }
     let id = |term, seq, origin| ProposalId { term: Term(term), seq, origin };
-    for id in [id(1, 401, DID), id(3, 1, DID), id(1, 0, DID), id(1, 7, concordat::ids::NodeId([1; 32])), id(2, 651, DID)] {
+    for id in
+        [id(1, 401, DID), id(3, 1, DID), id(1, 0, DID), id(1, 7, concordat::ids::NodeId([1; 32])), id(2, 651, DID)]
+    {
         assert_eq!(driver.store.index_of(&id).unwrap(), None, "{id}");
     }
 }
@@ -122,6 +131,9 @@ fn entries_out_of_order_are_not_derived_from() {
     let log = entries(1, 10, 1, 0, 0);
     let driver = Driver::create(&dir);
     driver.store.archive(&log[..5]).unwrap();
-    assert!(matches!(driver.store.archive(&log[6..]), Err(ReadError::Gap { expected: LogIndex(6), found: LogIndex(7) })));
+    assert!(matches!(
+        driver.store.archive(&log[6..]),
+        Err(ReadError::Gap { expected: LogIndex(6), found: LogIndex(7) })
+    ));
     assert_eq!(driver.store.archived(), 5);
 }

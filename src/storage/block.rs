@@ -56,8 +56,7 @@ impl Builder {
 
     /// Whether an encoded entry of this length still fits.
     pub(super) fn has_room_for(&self, length: usize) -> bool {
-        self.count < u16::MAX
-            && PREFIX + self.entries.0.len() + PER_ENTRY + length + CHECKSUM <= MAX_STORED_VALUE
+        self.count < u16::MAX && PREFIX + self.entries.0.len() + PER_ENTRY + length + CHECKSUM <= MAX_STORED_VALUE
     }
 
     /// Adds one encoded entry.

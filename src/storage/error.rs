@@ -19,13 +19,15 @@ pub(super) fn fault(error: sled::Error) -> io::Error {
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// Something is there already.
-    #[error("{dir} is not empty: a store and its key are created once; name another directory, or remove this one if it holds nothing of value")]
+    #[error(
+        "{dir} is not empty: a store and its key are created once; name another directory, or remove this one if it holds nothing of value"
+    )]
     NotEmpty {
         /// Where.
         dir: PathBuf,
     },
     /// The disk refused.
-    #[error("cannot create the store {dir}: {source}")]
+    #[error("cannot create the store {dir}: {source}; {}, then try again", remedy(.source))]
     Io {
         /// Where.
         dir: PathBuf,
@@ -50,7 +52,9 @@ pub enum OpenError {
         dir: PathBuf,
     },
     /// Written by a newer program; nothing was touched.
-    #[error("the store in {dir} has schema version {found}, this program knows versions up to {known}; it was left untouched: use the newer program")]
+    #[error(
+        "the store in {dir} has schema version {found}, this program knows versions up to {known}; it was left untouched: use the newer program"
+    )]
     Newer {
         /// Where.
         dir: PathBuf,
@@ -60,7 +64,7 @@ pub enum OpenError {
         known: u16,
     },
     /// The disk refused.
-    #[error("cannot open the store {dir}: {source}")]
+    #[error("cannot open the store {dir}: {source}; {}, then start the node again", remedy(.source))]
     Io {
         /// Where.
         dir: PathBuf,
@@ -68,7 +72,9 @@ pub enum OpenError {
         source: io::Error,
     },
     /// What is stored is not what was written.
-    #[error("the store in {dir} is damaged: {damage}; do not start this node on it again: keep a copy, check the disk, and re-admit the member with a fresh store (`concordat init`), that is with a fresh key")]
+    #[error(
+        "the store in {dir} is damaged: {damage}; do not start this node on it again: keep a copy, check the disk, and re-admit the member with a fresh store (`concordat init`), that is with a fresh key"
+    )]
     Damaged {
         /// Where.
         dir: PathBuf,
@@ -76,7 +82,9 @@ pub enum OpenError {
         damage: Damage,
     },
     /// What is stored is intact but older than what this node has already promised.
-    #[error("the store in {dir} has lost its memory: {loss}; this node may have voted for or acknowledged what it no longer knows, so it must not take part again with this key: re-admit the member with a fresh store (`concordat init`), that is with a fresh key")]
+    #[error(
+        "the store in {dir} has lost its memory: {loss}; this node may have voted for or acknowledged what it no longer knows, so it must not take part again with this key: re-admit the member with a fresh store (`concordat init`), that is with a fresh key"
+    )]
     Quarantined {
         /// Where.
         dir: PathBuf,
@@ -214,6 +222,14 @@ pub enum Loss {
         /// In the certificate.
         certified: LogIndex,
     },
+    /// Anything at all.
+    #[error("it holds {found} groups of writes, the watermark says at least {promised}")]
+    Writes {
+        /// In the store.
+        found: u64,
+        /// In the watermark.
+        promised: u64,
+    },
     /// Other entries.
     #[error("its log up to {index} is another one than the watermark remembers")]
     History {
@@ -226,7 +242,9 @@ pub enum Loss {
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// The store belongs to another cluster.
-    #[error("this store belongs to the cluster with genesis {pinned}, the genesis given is {given}; start the node with its own genesis file, or make a fresh store for the other cluster")]
+    #[error(
+        "this store belongs to the cluster with genesis {pinned}, the genesis given is {given}; start the node with its own genesis file, or make a fresh store for the other cluster"
+    )]
     Other {
         /// In the store.
         pinned: Digest,
@@ -272,13 +290,17 @@ pub enum DurabilityError {
         source: io::Error,
     },
     /// An earlier write or fsync failed.
-    #[error("the store takes no more writes because an earlier one failed; start the node again once its cause is removed")]
+    #[error(
+        "the store takes no more writes because an earlier one failed; start the node again once its cause is removed"
+    )]
     Stopped,
 }
 
 fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free disk space",
+        io::ErrorKind::PermissionDenied => "give the node's user the right to read and write there",
+        io::ErrorKind::ReadOnlyFilesystem => "mount the file system for writing",
         _ => "check the disk and the kernel's log",
     }
 }
@@ -339,7 +361,9 @@ pub enum CommitError {
         size: u64,
     },
     /// The database panicked.
-    #[error("the database gave up: {message}; nothing unwritten was acknowledged; check the disk, then start the node again")]
+    #[error(
+        "the database gave up: {message}; nothing unwritten was acknowledged; check the disk, then start the node again"
+    )]
     Panicked {
         /// What it said.
         message: String,

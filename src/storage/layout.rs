@@ -60,6 +60,7 @@ pub(super) const TABLE: &[Shape] = &[
         "state",
         "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32",
     ),
+    kept(HARD, "commits", "groups made durable so far u64"),
     kept(
         LOG,
         "first index u64",
@@ -78,6 +79,7 @@ pub(super) const META_DID: &str = "did";
 pub(super) const META_BLS: &str = "bls";
 pub(super) const META_GENESIS: &str = "genesis";
 pub(super) const HARD_STATE: &str = "state";
+pub(super) const COMMITS: &str = "commits";
 
 /// Headers in one value of [`HEADERS`]: the most that fit at their largest, by powers of two.
 pub(super) const HEADER_RUN: u64 = 64;
@@ -128,9 +130,7 @@ pub(super) fn write_hard_state(hard: &HardState) -> Vec<u8> {
     w.u64(hard.term.0);
     match &hard.vote {
         None => w.u8(0),
-        Some(c) => {
-            w.u8(1).u64(c.term.0).node(&c.candidate).u64(c.last_term.0).u64(c.last_size).digest(&c.last_root)
-        }
+        Some(c) => w.u8(1).u64(c.term.0).node(&c.candidate).u64(c.last_term.0).u64(c.last_size).digest(&c.last_root),
     };
     w.0
 }

@@ -6,7 +6,7 @@ use super::error::ReadError;
 use super::layout::{self, CASTS, CERTIFICATES, META, META_GENESIS, number_key, read_cast};
 use super::{Shared, Store};
 use crate::certificate::merkle::{self, Frontier};
-use crate::certificate::{Entry, FormatError, Genesis, Header, HeadCertificate};
+use crate::certificate::{Entry, FormatError, Genesis, HeadCertificate, Header};
 use crate::core::CastVote;
 use crate::ids::{Digest, LogIndex, ProposalId};
 use crate::limits::MAX_PAGE;
@@ -116,7 +116,7 @@ impl Store {
         LogIndex(1)
     }
 
-    /// The last durable index; zero while the log is empty.
+    /// The last index that is durable and that no write submitted replaces; zero while the log is empty.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {
         LogIndex(self.shared.last.load(Ordering::Acquire))

@@ -24,7 +24,8 @@ pub(crate) fn key() -> SecretKey {
 
 /// The entry at `index` in `term`; `tag` tells entries of the same place apart and makes up the payload.
 pub(crate) fn entry(index: u64, term: u64, tag: u64, payload: usize) -> Arc<Entry> {
-    let request = Request { client: "crash".into(), request_id: format!("{index}-{term}-{tag}"), deadline_ms: u64::MAX };
+    let request =
+        Request { client: "crash".into(), request_id: format!("{index}-{term}-{tag}"), deadline_ms: u64::MAX };
     let mut salt = [0; 16];
     salt[..8].copy_from_slice(&index.to_be_bytes());
     salt[8..].copy_from_slice(&(tag ^ term << 40).to_be_bytes());
@@ -94,6 +95,17 @@ pub(crate) fn cast(n: u64) -> CastVote {
 /// A write of entries.
 pub(crate) fn append(entries: Vec<Arc<Entry>>) -> Write {
     Write { entries, ..Write::default() }
+}
+
+/// Numbers that are the same in every run.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    /// A number below `n`, which is not zero.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
 }
 
 /// A store with its committer, driven synchronously.
