@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::core::{self, Core};
 use crate::ids::{LogIndex, NodeId};
 use crate::limits::MAX_APPEND_BYTES;
-use crate::storage::{OpenError, PinError, ReadError, Store};
+use crate::storage::{STORE_DIR, OpenError, PinError, ReadError, Store};
 use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
