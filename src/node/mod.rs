@@ -22,7 +22,8 @@ use crate::config::Config;
 use crate::core::{self, Core};
 use crate::ids::{LogIndex, NodeId};
 use crate::limits::MAX_APPEND_BYTES;
-use crate::storage::{STORE_DIR, OpenError, PinError, ReadError, Store};
+pub use crate::storage::STORE_DIR;
+use crate::storage::{OpenError, PinError, ReadError, Store};
 use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
@@ -38,9 +39,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-
-/// The store, in a member's data directory (beside the identity: a store is made in a directory of its own).
-pub const STORE_DIR: &str = "store";
 
 /// Requests of handles that may wait for the owner loop.
 const EVENTS: usize = 4096;
