@@ -190,9 +190,13 @@ impl Core {
             ..self.proposal_header(kind, id, &ballot.request, &ballot.salt, &ballot.payload, ballot.required_quorum)
         };
         let ballot = Arc::unwrap_or_clone(ballot);
-        let payload = if kind == Kind::Proposal { ballot.payload } else { Vec::new() };
+        // An aborted payload is not stored; its salt neither, or a guess at a low-entropy payload could be checked.
+        let (salt, payload) = match kind {
+            Kind::Proposal => (ballot.salt, ballot.payload),
+            _ => ([0; 16], Vec::new()),
+        };
         self.requests.remove(&ballot.request.key());
-        self.append_entry(header, Body { salt: ballot.salt, request: Some(ballot.request), payload });
+        self.append_entry(header, Body { salt, request: Some(ballot.request), payload });
     }
 
     /// Leadership is gone: the origins submit again.

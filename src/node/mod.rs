@@ -200,8 +200,19 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         role: core::Role::Follower,
         stop: None,
     };
-    tokio::spawn(owner.run());
+    owner.publish();
+    tokio::spawn(supervise(owner, shared.clone()));
     Ok(Handle::new(shared))
+}
+
+/// A broken invariant must stop the node for all to see, not leave it standing with its owner loop gone.
+async fn supervise(owner: Owner, shared: Arc<Shared>) {
+    if let Err(panic) = tokio::spawn(owner.run()).await {
+        let why = format!("internal error, please report it with the log: {panic}");
+        tracing::error!(%why, "this node halts");
+        shared.transport.close().await;
+        shared.ended.send_replace(Some(Ended::Halted(why)));
+    }
 }
 
 /// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
