@@ -188,9 +188,14 @@ impl Core {
             ..self.proposal_header(kind, id, &ballot.request, &ballot.salt, &ballot.payload, ballot.required_quorum)
         };
         let ballot = Arc::unwrap_or_clone(ballot);
-        let payload = if kind == Kind::Proposal { ballot.payload } else { Vec::new() };
         self.requests.remove(&ballot.request.key());
-        self.append_entry(header, Body { salt: ballot.salt, request: Some(ballot.request), payload });
+        let request = Some(ballot.request);
+        let body = match kind {
+            Kind::Proposal => Body { salt: ballot.salt, request, payload: ballot.payload },
+            // A refused payload is not published, nor the salt that would let anyone try guesses at it.
+            _ => Body { request, ..Body::default() },
+        };
+        self.append_entry(header, body);
     }
 
     /// Leadership is gone: the origins submit again.
