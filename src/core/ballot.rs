@@ -3,7 +3,7 @@
 use super::{Ballot, CastVote, Core, Crypto, Effect, Held, Message, State};
 use crate::certificate::{AbortReason, Body, Header, Kind, Signature, SignedFor, Tally, VoteStatement, payload_hash};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
-use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD};
+use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD, MAX_TTL_MS};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -222,7 +222,7 @@ impl Core {
             return;
         }
         let id = ballot.id;
-        let until = self.now.mono + ballot.ttl_ms;
+        let until = self.now.mono + ballot.ttl_ms.min(MAX_TTL_MS);
         match self.asked.get(&id).map(|a| a.answer.clone()) {
             Some(Answer::Given(statement, under, signature)) => self.give(id, statement, under, signature),
             Some(_) => {}
