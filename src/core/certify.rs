@@ -213,11 +213,7 @@ impl Core {
         let certificate = self.follow.verified.take().expect("just seen");
         self.committed = self.committed.max(index);
         self.certificate = Some(certificate.clone());
-        self.certificate_to_persist = Some(certificate.clone());
-        self.effects.push(Effect::Certified(certificate));
-        for to in self.others() {
-            self.send_certificate_to(to);
-        }
+        self.certificate_to_persist = Some(certificate);
     }
 
     /// Sends the newest certificate to a peer that holds what it covers and has not been sent it.

@@ -405,12 +405,18 @@ impl Core {
             let hard = std::mem::take(&mut self.hard_dirty).then(|| self.hard.clone());
             let appended = !entries.is_empty();
             let voted = hard.is_some();
-            let seq = self.emit_write(Write { hard, entries, cast: None, certificate });
+            let seq = self.emit_write(Write { hard, entries, cast: None, certificate: certificate.clone() });
             if voted {
                 self.hard_seq = seq;
             }
             if appended {
                 self.log.issue(seq);
+            }
+        }
+        if let Some(certificate) = certificate {
+            self.effects.push(Effect::Certified(certificate));
+            for to in self.others() {
+                self.send_certificate_to(to);
             }
         }
         let seq = self.next_seq - 1;
