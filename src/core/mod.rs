@@ -423,7 +423,8 @@ impl Core {
         for held in std::mem::take(&mut self.unsealed) {
             if self.is_durable(&held) {
                 self.let_go(held);
-            } else {
+            } else if self.held.back().is_none_or(|h| h.1 != held) {
+                // A leader asks again and again while a disk hangs; one answer to the same question is enough.
                 self.held.push_back((seq, held));
             }
         }
@@ -472,7 +473,13 @@ impl Core {
                     self.send(to, Message::AppendReply { term, session, result });
                 }
             }
-            Held::Reply { to, message } => self.send(to, message),
+            Held::Reply { to, mut message } => {
+                // The clock as it is when the answer leaves: waiting for the disk must not look like a clock difference.
+                if let Message::HeartbeatReply { wall, .. } = &mut message {
+                    *wall = self.now.wall;
+                }
+                self.send(to, message);
+            }
             Held::Vote { claim } => self.on_vote_durable(claim),
             Held::Cast { id } => self.on_cast_durable(id),
         }
