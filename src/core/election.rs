@@ -296,14 +296,19 @@ impl Core {
     }
 
     pub(super) fn on_leader_proved(&mut self, certificate: Arc<ElectionCertificate>, valid: bool) {
-        self.proving = false;
         let claim = certificate.claim;
-        let waiting = std::mem::take(&mut self.unproved);
-        if !valid {
-            self.effects.push(Effect::Alarm(Alarm::FalseLeader { claimant: claim.candidate, term: claim.term }));
+        if claim.term < self.hard.term {
+            // Of a leader that is gone; whoever is being proved now is another.
             return;
         }
-        if claim.term < self.hard.term {
+        self.proving = false;
+        let mut waiting = std::mem::take(&mut self.unproved);
+        if !valid {
+            self.effects.push(Effect::Alarm(Alarm::FalseLeader { claimant: claim.candidate, term: claim.term }));
+            waiting.retain(|m| m.0 != claim.candidate);
+            for (from, message) in waiting {
+                self.from_leader(from, message);
+            }
             return;
         }
         self.become_follower(claim.term, Some(claim.candidate));
