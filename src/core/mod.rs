@@ -36,6 +36,10 @@ use progress::Progress;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+/// A message of a term further ahead than this is nonsense (elections take a quarter of a second at least, so this many
+/// take 34 years), and taken seriously a few of them would leave no terms to count in.
+const MAX_TERM_AHEAD: u64 = 1 << 32;
+
 /// What a node may choose for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
@@ -360,6 +364,9 @@ impl Core {
 
     fn receive(&mut self, from: NodeId, message: Message) {
         if !self.tables.iter().any(|t| t.table.get(&from).is_some()) {
+            return;
+        }
+        if message.term().is_some_and(|t| t.0 > self.hard.term.0.saturating_add(MAX_TERM_AHEAD)) {
             return;
         }
         match message {
