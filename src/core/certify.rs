@@ -62,7 +62,9 @@ impl Core {
     }
 
     pub(super) fn mark_sign_point(&mut self) {
-        let (term, size, certified) = (self.hard.term, self.log.last().0, self.certified_size());
+        let (term, size) = (self.hard.term, self.log.last().0);
+        // A certificate that only waits for our own disk is not made again.
+        let certified = self.follow.verified.as_ref().map_or(0, |c| c.head.size).max(self.certified_size());
         let State::Leader(lead) = &mut self.state else { return };
         let outstanding = lead.sign_point.as_ref().is_some_and(|s| s.head.size > certified);
         if !outstanding && size > certified && self.log.last_term() == term {
