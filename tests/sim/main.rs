@@ -11,6 +11,7 @@ mod machine;
 mod members;
 mod net;
 mod rng;
+mod scenarios;
 mod shell;
 mod sweep;
 mod trace;
