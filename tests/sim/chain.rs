@@ -55,10 +55,6 @@ impl Chain {
         self.0.push(Link { entry, chain: hasher.finish() });
     }
 
-    pub(crate) fn truncate(&mut self, keep: LogIndex) {
-        self.0.truncate(usize::try_from(keep.0).expect("small logs"));
-    }
-
     pub(crate) fn links(&self) -> &[Link] {
         &self.0
     }

@@ -9,8 +9,8 @@ use concordat::core::{Admission, Input, Submission};
 use concordat::ids::{Digest, LogIndex};
 
 /// How long a client waits for an outcome before it asks through another node, microseconds.
-const PATIENCE_US: u64 = 1_500_000;
-const LOOK_AGAIN_US: u64 = 40_000;
+const PATIENCE_US: u64 = 1_200_000;
+const LOOK_AGAIN_US: u64 = 150_000;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Call {

@@ -29,8 +29,7 @@ impl Machine {
         assert_eq!(entry.index(), self.applied.next(), "entries are applied in order");
         self.applied = entry.index();
         let (Some(request), Some(id)) = (&entry.body.request, entry.header.proposal_id) else { return };
-        let outcome =
-            Outcome { index: entry.index(), id, kind: entry.header.kind, content: entry.header.payload_hash };
+        let outcome = Outcome { index: entry.index(), id, kind: entry.header.kind, content: entry.header.payload_hash };
         if self.requests.contains_key(&request.key()) {
             self.repeats += 1;
         } else {

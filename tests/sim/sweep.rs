@@ -56,6 +56,8 @@ fn config(seed: u64) -> Config {
 fn storm(world: &mut World) {
     let end = world.now + STORM_MS * 1000;
     let mut named = 0_u64;
+    // Per mille of the steps, about thirty a second, that bring a fault or its end.
+    let rage = world.rng.within((40, 250));
     while world.now < end {
         let gap = world.rng.within((1, 60));
         world.run(gap);
@@ -63,7 +65,7 @@ fn storm(world: &mut World) {
             named += 1;
             begin_call(world, named);
         }
-        if world.rng.chance(60) {
+        if world.rng.chance(rage) {
             fault(world);
         }
     }
@@ -90,7 +92,7 @@ fn begin_call(world: &mut World, named: u64) {
 
 fn fault(world: &mut World) {
     let (n, other) = (world.rng.below(world.size()), world.rng.below(world.size()));
-    match world.rng.below(10) {
+    match world.rng.below(16) {
         0 | 1 => {
             let side: Vec<usize> = (0..world.size()).filter(|_| world.rng.chance(500)).collect();
             let rest: Vec<usize> = (0..world.size()).filter(|n| !side.contains(n)).collect();
@@ -109,34 +111,31 @@ fn fault(world: &mut World) {
                 world.mute(n, to);
             }
         }
-        4 | 5 => world.heal(),
-        6 => {
+        4..=7 => world.heal(),
+        8 | 9 => {
             // Leaders make for the more interesting crashes.
-            let victim = world.leader().filter(|_| world.rng.chance(500)).unwrap_or(n);
+            let victim = world.leader().filter(|_| world.rng.chance(600)).unwrap_or(n);
             if world.is_up(victim) {
                 world.crash(victim);
             }
         }
-        7 => {
-            if let Some(down) = (0..world.size()).find(|n| !world.is_up(*n)) {
+        10 | 11 => {
+            for down in (0..world.size()).filter(|n| !world.is_up(*n)).collect::<Vec<_>>() {
                 world.start(down);
             }
         }
-        8 => {
+        12 => {
             if world.is_up(n) {
                 world.coverage.count("fault", "crash and restart at once");
                 world.crash(n);
                 world.start(n);
             }
         }
-        _ => {
-            if world.nodes[n].disk.stalled {
-                world.unstall(n);
-            } else {
-                world.coverage.count("fault", "disk stalled");
-                world.stall(n);
-            }
+        13 => {
+            world.coverage.count("fault", "disk stalled");
+            world.stall(n);
         }
+        _ => (0..world.size()).for_each(|n| world.unstall(n)),
     }
 }
 
@@ -151,12 +150,7 @@ fn calm(world: &mut World) {
         }
     }
     let lively = world.run_while_not(CALM_MS, |w| w.open_calls() == 0 && w.converged());
-    assert!(
-        lively,
-        "after healing, {} calls are open and converged = {}",
-        world.open_calls(),
-        world.converged()
-    );
+    assert!(lively, "after healing, {} calls are open and converged = {}", world.open_calls(), world.converged());
     let verdict = world.invariants.outcomes.all_true(&world.invariants.committed.ledger);
     world.demand(verdict);
     for node in 0..world.size() {

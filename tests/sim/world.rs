@@ -161,10 +161,6 @@ impl World {
         self.config.policies.len()
     }
 
-    pub(crate) fn quorum(&self) -> usize {
-        self.config.rule.quorum(self.size())
-    }
-
     pub(crate) fn core(&self, node: usize) -> &Core {
         self.nodes[node].core.as_ref().expect("the node is up")
     }
@@ -473,6 +469,9 @@ impl World {
     }
 
     pub(crate) fn unstall(&mut self, node: usize) {
+        if !self.nodes[node].disk.stalled {
+            return;
+        }
         self.note(node, "the disk goes on".into());
         let n = &mut self.nodes[node];
         n.disk.stalled = false;

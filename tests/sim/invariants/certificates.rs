@@ -16,21 +16,32 @@ pub(crate) struct Certificates {
 impl Certificates {
     pub(crate) fn signs(&mut self, node: usize, head: Head) -> Verdict {
         let first = *self.roots.entry((head.term, head.size)).or_insert(head.root);
-        demand(first == head.root, "one root per term and size", || format!("n{node} signs {head:?}, another signed {first}"))
+        demand(first == head.root, "one root per term and size", || {
+            format!("n{node} signs {head:?}, another signed {first}")
+        })
     }
 
     /// `committed` is everything that was ever committed, `log` the log of the node that takes the certificate over;
     /// `root` is that log's root at the head's size, when known.
-    pub(crate) fn certified(&mut self, node: usize, head: Head, root: Option<Digest>, log: &Chain, committed: &Chain) -> Verdict {
+    pub(crate) fn certified(
+        &mut self,
+        node: usize,
+        head: Head,
+        root: Option<Digest>,
+        log: &Chain,
+        committed: &Chain,
+    ) -> Verdict {
         self.seen += 1;
         self.signs(node, head)?;
         let index = LogIndex(head.size);
         demand(committed.last() >= index, "a certificate covers only committed entries", || {
             format!("n{node} holds a certificate of size {index}; {} entries are committed", committed.last())
         })?;
-        demand(log.at(index) == committed.at(index) && log.term_at(index) == head.term, "a certificate covers this log", || {
-            format!("n{node} takes over {head:?}, which is not its log")
-        })?;
+        demand(
+            log.at(index) == committed.at(index) && log.term_at(index) == head.term,
+            "a certificate covers this log",
+            || format!("n{node} takes over {head:?}, which is not its log"),
+        )?;
         demand(root.is_none_or(|r| r == head.root), "a certificate names the log's root", || {
             format!("n{node} takes over {head:?}; its log's root is {root:?}")
         })

@@ -30,7 +30,9 @@ impl Committed {
             return Ok(());
         }
         demand(log.last() >= upto, "commit within the log", || format!("n{node} commits {upto} of {}", log.last()))?;
-        for link in log.links().iter().skip(usize::try_from(known.0).expect("small")).take_while(|l| l.entry.index() <= upto) {
+        for link in
+            log.links().iter().skip(usize::try_from(known.0).expect("small")).take_while(|l| l.entry.index() <= upto)
+        {
             self.ledger.push(link.entry.clone());
         }
         let holders = disks.filter(|d| d.at(upto) == log.at(upto)).count();
@@ -62,7 +64,10 @@ fn lost_changed_and_rashly_committed_entries_are_caught() {
     let short = chain([noop(1, 1)]);
     let mut check = Committed::default();
     assert!(check.commits(0, LogIndex(1), &ours, [&ours, &theirs, &short].into_iter(), 2).is_ok());
-    assert!(check.commits(0, LogIndex(2), &ours, [&ours, &theirs, &short].into_iter(), 2).is_err(), "one disk of three");
+    assert!(
+        check.commits(0, LogIndex(2), &ours, [&ours, &theirs, &short].into_iter(), 2).is_err(),
+        "one disk of three"
+    );
     let mut check = Committed::default();
     assert!(check.commits(0, LogIndex(2), &ours, [&ours, &ours, &short].into_iter(), 2).is_ok());
     assert!(check.commits(1, LogIndex(2), &theirs, [&theirs].into_iter(), 1).is_err(), "another entry");

@@ -18,7 +18,13 @@ impl Delivery {
         self.next.insert(node, certified.next());
     }
 
-    pub(crate) fn delivers(&mut self, node: usize, entries: &[Arc<Entry>], index: LogIndex, committed: &Chain) -> Verdict {
+    pub(crate) fn delivers(
+        &mut self,
+        node: usize,
+        entries: &[Arc<Entry>],
+        index: LogIndex,
+        committed: &Chain,
+    ) -> Verdict {
         let next = self.next.entry(node).or_insert(LogIndex(1));
         for entry in entries {
             demand(entry.index() == *next, "delivered in order, once", || {
@@ -30,7 +36,9 @@ impl Delivery {
             })?;
             *next = next.next();
         }
-        demand(index == next.prev(), "a delivery ends where it says", || format!("n{node} says {index}, ends before {next}"))
+        demand(index == next.prev(), "a delivery ends where it says", || {
+            format!("n{node} says {index}, ends before {next}")
+        })
     }
 }
 

@@ -25,10 +25,6 @@ impl ExactlyOnce {
             format!("request {} stands at {first} and at {}", request.request_id, entry.index())
         })
     }
-
-    pub(crate) fn index_of(&self, key: &Digest) -> Option<LogIndex> {
-        self.first.get(key).copied()
-    }
 }
 
 #[test]

@@ -10,7 +10,9 @@ use concordat::ids::{LogIndex, NodeId};
 
 pub(crate) fn sends(node: usize, to: &NodeId, message: &Message, memory: &Chain, disk: &Disk) -> Verdict {
     let rule = "nothing is promised before it is durable";
-    let why = || format!("n{node} sends {message:?} with term {} and {} entries on its disk", disk.hard.term, disk.log.last());
+    let why = || {
+        format!("n{node} sends {message:?} with term {} and {} entries on its disk", disk.hard.term, disk.log.last())
+    };
     match message {
         Message::AppendReply { term, result, .. } => {
             demand(disk.hard.term >= *term, rule, why)?;
@@ -44,9 +46,11 @@ pub(crate) fn signs_head(node: usize, head: &Head, memory: &Chain, disk: &Disk) 
 }
 
 pub(crate) fn signs_claim(node: usize, claim: &ElectionClaim, disk: &Disk) -> Verdict {
-    demand(disk.hard.vote == Some(*claim) && disk.hard.term == claim.term, "a vote is durable before it is signed", || {
-        format!("n{node} signs {claim:?} with {:?} on its disk", disk.hard)
-    })
+    demand(
+        disk.hard.vote == Some(*claim) && disk.hard.term == claim.term,
+        "a vote is durable before it is signed",
+        || format!("n{node} signs {claim:?} with {:?} on its disk", disk.hard),
+    )
 }
 
 pub(crate) fn signs_answer(node: usize, on_disk: Option<&CastVote>, granted: bool) -> Verdict {
@@ -61,13 +65,8 @@ fn promises_before_the_disk_are_caught() {
     use concordat::core::HardState;
     use concordat::ids::{Digest, Term};
     let memory = chain([noop(1, 2), noop(2, 2)]);
-    let claim = ElectionClaim {
-        term: Term(2),
-        candidate: id_of(1),
-        last_term: Term(0),
-        last_size: 0,
-        last_root: Digest::ZERO,
-    };
+    let claim =
+        ElectionClaim { term: Term(2), candidate: id_of(1), last_term: Term(0), last_size: 0, last_root: Digest::ZERO };
     let hard = HardState { term: Term(2), vote: Some(claim) };
     let disk = Disk { hard: hard.clone(), log: chain([noop(1, 2)]), ..Disk::default() };
     let empty = Disk::default();
@@ -80,7 +79,10 @@ fn promises_before_the_disk_are_caught() {
     assert!(sends(0, &id_of(1), &vote, &memory, &disk).is_ok());
     assert!(sends(0, &id_of(2), &vote, &memory, &disk).is_err(), "a vote for somebody else");
     assert!(sends(0, &id_of(1), &vote, &memory, &empty).is_err(), "a vote not on the disk");
-    assert!(sends(0, &id_of(2), &Message::RequestVote { claim }, &memory, &empty).is_err(), "a candidacy not on the disk");
+    assert!(
+        sends(0, &id_of(2), &Message::RequestVote { claim }, &memory, &empty).is_err(),
+        "a candidacy not on the disk"
+    );
     assert!(signs_claim(0, &claim, &disk).is_ok());
     assert!(signs_claim(0, &claim, &empty).is_err());
     assert!(signs_head(0, &head(1, 2), &memory, &disk).is_ok());

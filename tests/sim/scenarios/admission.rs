@@ -79,7 +79,7 @@ fn a_request_in_the_log_of_a_fallen_leader_is_recognised_by_the_next() {
         let mut world = cluster(3, seed);
         let leader = world.settle();
         world.run(200);
-        world.drop_if(|_, _, m| matches!(m, Message::AppendReply { .. }));
+        world.drop_if(|_, _, m| matches!(m, Message::AppendReply { .. } | Message::HeadShare { .. }));
         let Admission::Appended { id, .. } = world.propose(leader, "a") else { panic!("appended") };
         world.run(30);
         world.crash(leader);

@@ -32,7 +32,10 @@ fn entries_of_an_earlier_term_are_not_committed_by_counting() {
     with_logs(&mut world, 3, &[log(&[1, 2]), log(&[1]), log(&[1, 3])]);
     world.start(0);
     world.start(1);
-    world.drop_if(|from, to, m| from == 1 && to == 0 && matches!(m, Message::AppendReply { result: AppendResult::Durable(_), .. }));
+    world.drop_if(|from, _, m| {
+        let ack = matches!(m, Message::AppendReply { result: AppendResult::Durable(_), .. });
+        from == 1 && (ack || matches!(m, Message::HeadShare { .. }))
+    });
     assert!(world.run_while_not(5_000, |w| w.core(0).role() == Role::Leader));
     world.run(300);
     let term = world.core(0).term();
@@ -86,7 +89,9 @@ fn a_lost_append_is_sent_again_though_nothing_follows_it() {
         let leader = world.settle();
         world.run(500);
         let follower = world.follower();
-        world.drop_if(move |_, to, m| to == follower && matches!(m, Message::Append { entries, .. } if !entries.is_empty()));
+        world.drop_if(move |_, to, m| {
+            to == follower && matches!(m, Message::Append { entries, .. } if !entries.is_empty())
+        });
         for i in 0..5 {
             world.propose(leader, &i.to_string());
         }
@@ -105,7 +110,8 @@ fn a_lost_acknowledgement_is_recovered() {
     let follower = world.follower();
     let silent = (0..3).find(|n| ![leader, follower].contains(n)).unwrap();
     world.crash(silent);
-    world.drop_if(|_, _, m| matches!(m, Message::AppendReply { .. }));
+    // Shares tell of durability too, and a certificate of a commit.
+    world.drop_if(|_, _, m| matches!(m, Message::AppendReply { .. } | Message::HeadShare { .. }));
     world.propose(leader, "a");
     world.run(100);
     assert!(world.outcome_at(leader, "a").is_none());
@@ -164,7 +170,11 @@ fn a_delayed_refusal_never_rewinds() {
     let refusal = |refused: u64| Message::AppendReply {
         term,
         session: 1,
-        result: AppendResult::Mismatch { refused: LogIndex(refused), hint_index: LogIndex::ZERO, hint_term: Term::ZERO },
+        result: AppendResult::Mismatch {
+            refused: LogIndex(refused),
+            hint_index: LogIndex::ZERO,
+            hint_term: Term::ZERO,
+        },
     };
     let before = world.recorded.len();
     for refused in 0..=matched.0 {
