@@ -53,6 +53,8 @@ impl Follow {
     pub(super) fn forget_mark(&mut self) {
         self.mark = LogIndex::ZERO;
         self.offered = None;
+        // What is being signed is of no use any more, and the next leader's head need not wait for it.
+        self.signing = None;
     }
 }
 

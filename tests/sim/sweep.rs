@@ -53,8 +53,8 @@ fn config(seed: u64) -> Config {
     config
 }
 
-fn storm(world: &mut World) {
-    let end = world.now + STORM_MS * 1000;
+fn storm(world: &mut World, ms: u64) {
+    let end = world.now + ms * 1000;
     let mut named = 0_u64;
     // Per mille of the steps, about thirty a second, that bring a fault or its end.
     let rage = world.rng.within((40, 250));
@@ -92,7 +92,7 @@ fn begin_call(world: &mut World, named: u64) {
 
 fn fault(world: &mut World) {
     let (n, other) = (world.rng.below(world.size()), world.rng.below(world.size()));
-    match world.rng.below(16) {
+    match world.rng.below(17) {
         0 | 1 => {
             let side: Vec<usize> = (0..world.size()).filter(|_| world.rng.chance(500)).collect();
             let rest: Vec<usize> = (0..world.size()).filter(|n| !side.contains(n)).collect();
@@ -135,6 +135,12 @@ fn fault(world: &mut World) {
             world.coverage.count("fault", "disk stalled");
             world.stall(n);
         }
+        14 => {
+            world.coverage.count("fault", "clock jumped");
+            let jump = world.rng.within((0, 10_000)) as i64 - 5_000;
+            world.nodes[n].skew_ms = jump;
+            world.note(n, format!("the clock is off by {jump} ms"));
+        }
         _ => (0..world.size()).for_each(|n| world.unstall(n)),
     }
 }
@@ -144,6 +150,7 @@ fn calm(world: &mut World) {
     world.config.network = Network::FAST;
     world.config.disk_us = (100, 1_500);
     for node in 0..world.size() {
+        world.nodes[node].skew_ms = 0;
         world.unstall(node);
         if !world.is_up(node) {
             world.start(node);
@@ -157,11 +164,17 @@ fn calm(world: &mut World) {
         assert_eq!(world.nodes[node].halted, None);
         assert_eq!(world.nodes[node].machine.repeats, 0);
     }
+    let all = &world.invariants.committed.ledger;
+    assert!(all.links().windows(2).all(|w| w[0].entry.header.proposed_at <= w[1].entry.header.proposed_at));
 }
 
 fn run(seed: u64) -> Report {
-    let mut world = World::new(config(seed));
-    storm(&mut world);
+    run_in(config(seed), STORM_MS)
+}
+
+fn run_in(config: Config, storm_ms: u64) -> Report {
+    let mut world = World::new(config);
+    storm(&mut world, storm_ms);
     calm(&mut world);
     Report {
         hash: world.trace.hash(),
@@ -204,6 +217,7 @@ fn sweep() {
 
 fn every_kind_occurred(all: &Coverage) {
     let faults = [
+        "clock jumped",
         "crash",
         "crash that lost writes",
         "crash after untold writes",
@@ -226,6 +240,14 @@ fn every_kind_occurred(all: &Coverage) {
         .chain(events.map(|e| ("event", e)));
     for (kind, what) in kinds {
         assert!(all.of(kind, what) > 0, "{kind} never occurred: {what}");
+    }
+}
+
+#[test]
+fn clusters_with_real_signatures_survive_a_storm() {
+    for seed in 0..4 {
+        let report = run_in(Config { real_crypto: true, ..config(seed) }, 2_000);
+        assert!(report.coverage.of("event", "certificate taken over") > 0);
     }
 }
 
