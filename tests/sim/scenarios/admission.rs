@@ -1,7 +1,8 @@
 use super::cluster;
 use crate::members::id_of;
 use crate::world::{Config, World};
-use concordat::core::{Admission, Message, Options};
+use concordat::certificate::Policy;
+use concordat::core::{Admission, Message, Options, Role};
 use concordat::ids::LogIndex;
 
 #[test]
@@ -147,4 +148,46 @@ fn ids_name_term_counter_and_origin() {
         assert_eq!((id.term, id.seq, id.origin), (term, seq, id_of(leader)));
         assert!(index > LogIndex::ZERO);
     }
+}
+
+/// Lets only this node become the next leader.
+fn lead_again(world: &mut World, node: usize) {
+    assert!(world.run_while_not(5_000, World::converged));
+    world.drop_if(move |from, _, m| from != node && matches!(m, Message::PreVote { .. }));
+    for n in (0..3).filter(|n| *n != node) {
+        if world.core(n).role() == Role::Leader {
+            world.crash(n);
+            world.start(n);
+        }
+    }
+    assert!(world.run_while_not(10_000, |w| w.core(node).role() == Role::Leader));
+    world.run(300);
+}
+
+#[test]
+fn a_leader_that_returns_remembers_no_request_that_its_log_lost() {
+    let mut world = cluster(3, 10);
+    let leader = world.settle();
+    world.run(200);
+    world.isolate(leader);
+    for i in 0..5 {
+        assert!(matches!(world.propose(leader, &i.to_string()), Admission::Appended { .. }));
+    }
+    world.run(2_000);
+    world.heal();
+    lead_again(&mut world, leader);
+    assert!(matches!(world.propose(leader, "4"), Admission::Appended { .. }));
+    assert!(world.run_while_not(5_000, World::converged));
+}
+
+#[test]
+fn a_leader_that_returns_opens_a_lost_ballot_anew() {
+    let mut world = World::new(Config { policies: vec![Policy::Manual; 3], ..Config::new(3, 11) });
+    let leader = world.settle();
+    assert!(matches!(world.propose(leader, "a"), Admission::Balloted { .. }));
+    world.isolate(leader);
+    world.run(2_000);
+    world.heal();
+    lead_again(&mut world, leader);
+    assert!(matches!(world.propose(leader, "a"), Admission::Balloted { .. }));
 }

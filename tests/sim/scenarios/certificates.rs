@@ -3,7 +3,7 @@ use crate::world::{Config, World};
 use concordat::certificate::Signature;
 use concordat::certificate::SignedFor;
 use concordat::core::{Crypto, Effect, Input, Message, Role};
-use concordat::ids::{LogIndex, NodeId, Term};
+use concordat::ids::{LogIndex, NodeId};
 
 fn real(nodes: usize, seed: u64) -> World {
     World::new(Config { real_crypto: true, record: true, ..Config::new(nodes, seed) })
@@ -78,25 +78,28 @@ fn every_entry_comes_to_be_certified_on_every_node() {
 
 #[test]
 fn a_share_is_not_released_after_the_term_changed() {
-    let mut config = Config { record: true, ..Config::new(3, 4) };
-    config.crypto_us = (20_000, 20_000);
-    let mut world = World::new(config);
+    let mut world = cluster(3, 4);
     let leader = world.settle();
-    world.run(1_000);
+    world.run(500);
     let (follower, term) = (world.follower(), world.core(leader).term());
+    // The share is under way for so long that another leader is followed when it is done.
+    world.config.crypto_us = (3_000_000, 3_000_000);
     world.propose(leader, "a");
     let before = world.recorded.len();
-    let signing = |w: &World| {
+    let signing = move |w: &World| {
         w.recorded[before..].iter().any(|r| r.1 == follower && matches!(r.2, Effect::Crypto(Crypto::SignHead { .. })))
     };
     assert!(world.run_while_not(100, signing));
-    let news = Message::HeartbeatReply { term: term.next(), session: 0, wall: world.wall(), certified: 0 };
-    world.inject(leader, follower, news);
-    assert_eq!(world.core(follower).term(), Term(term.0 + 1));
-    world.run(200);
+    world.config.crypto_us = (50, 1_000);
+    world.crash(leader);
+    world.run(2_500);
+    let followed = world.leader().expect("another leader");
+    let third = (0..3).find(|n| ![leader, followed].contains(n)).unwrap();
+    assert_eq!(world.leader_of(third), Some(followed));
+    world.run(1_000);
     let released = world.recorded[before..].iter().any(|r| {
-        r.1 == follower
-            && matches!(&r.2, Effect::Send { message: Message::HeadShare { head, .. }, .. } if head.term == term)
+        matches!(&r.2, Effect::Send { message: Message::HeadShare { head, .. }, .. } if head.term == term)
+            && r.0 > 2_000_000
     });
     assert!(!released);
 }

@@ -42,14 +42,16 @@ fn time_along_the_log_never_runs_backwards() {
     for round in 0..6 {
         let leader = world.settle();
         world.propose(leader, &round.to_string());
-        world.run(300);
+        world.run(50);
         // Each next leader's clock is behind the one before, within the bound.
         for n in 0..3 {
-            world.nodes[n].skew_ms = if n == leader { -300 } else { 100 };
+            world.nodes[n].skew_ms = if n == leader { 300 } else { -100 };
         }
         world.run(300);
+        world.propose(leader, &format!("{round} at the later time"));
+        world.run(20);
         world.crash(leader);
-        world.run(2_000);
+        world.run(100);
         world.start(leader);
     }
     world.settle();

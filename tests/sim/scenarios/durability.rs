@@ -136,3 +136,22 @@ fn held_promises_of_a_hanging_disk_do_not_pile_up() {
     let acks = sent_by(&world, follower, before).filter(|m| matches!(m, Message::AppendReply { .. })).count();
     assert!(acks <= 4, "{acks} acknowledgements were held over 400 heartbeats");
 }
+
+#[test]
+fn an_acknowledgement_is_void_once_the_term_changed() {
+    let mut world = cluster(3, 8);
+    let leader = world.settle();
+    world.run(200);
+    let (follower, term) = (world.follower(), world.core(leader).term());
+    world.stall(follower);
+    world.propose(leader, "a");
+    world.run(20);
+    let before = world.recorded.len();
+    let news = Message::HeartbeatReply { term: term.next(), session: 0, wall: world.wall(), certified: 0 };
+    world.inject(leader, follower, news);
+    world.unstall(follower);
+    world.run(200);
+    let old =
+        sent_by(&world, follower, before).any(|m| matches!(m, Message::AppendReply { term: t, .. } if *t == term));
+    assert!(!old);
+}
