@@ -38,7 +38,7 @@ impl Open {
 enum Answer {
     Wanted,
     Writing(bool),
-    Given(VoteStatement, SignedFor, Signature),
+    Given(Box<(VoteStatement, SignedFor, Signature)>),
 }
 
 /// A ballot at a member that was asked.
@@ -224,7 +224,10 @@ impl Core {
         let id = ballot.id;
         let until = self.now.mono + ballot.ttl_ms.min(MAX_TTL_MS);
         match self.asked.get(&id).map(|a| a.answer.clone()) {
-            Some(Answer::Given(statement, under, signature)) => self.give(id, statement, under, signature),
+            Some(Answer::Given(given)) => {
+                let (statement, under, signature) = *given;
+                self.give(id, statement, under, signature);
+            }
             Some(_) => {}
             None if self.asked.len() < MAX_BALLOTS => {
                 self.asked.insert(id, Asked { ballot: ballot.clone(), until, answer: Answer::Wanted });
@@ -265,7 +268,7 @@ impl Core {
         signature: Signature,
     ) {
         let Some(asked) = self.asked.get_mut(&id) else { return };
-        asked.answer = Answer::Given(statement, under, signature);
+        asked.answer = Answer::Given(Box::new((statement, under, signature)));
         self.give(id, statement, under, signature);
     }
 

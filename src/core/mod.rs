@@ -108,7 +108,7 @@ enum Held {
     /// Tell the leader how far its log is durable here.
     Ack { to: NodeId, term: Term, session: u64, upto: LogIndex },
     /// A reply that tells a new term, or a refusal.
-    Reply { to: NodeId, message: Message },
+    Reply { to: NodeId, message: Box<Message> },
     /// Sign the vote for this claim (and, when it is our own, ask the others).
     Vote { claim: crate::certificate::ElectionClaim },
     /// Sign the answer to a ballot.
@@ -376,7 +376,7 @@ impl Core {
             Message::RequestVoteReply { term, granted, signatures } => {
                 self.on_request_vote_reply(from, term, granted, signatures);
             }
-            message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.from_leader(from, message),
+            message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.on_leader_word(from, message),
             Message::AppendReply { term, session, result } => self.on_append_reply(from, term, session, result),
             Message::HeartbeatReply { term, session, wall, certified } => {
                 self.on_heartbeat_reply(from, term, session, wall, certified);
@@ -482,10 +482,10 @@ impl Core {
             }
             Held::Reply { to, mut message } => {
                 // The clock as it is when the answer leaves: waiting for the disk must not look like a clock difference.
-                if let Message::HeartbeatReply { wall, .. } = &mut message {
+                if let Message::HeartbeatReply { wall, .. } = &mut *message {
                     *wall = self.now.wall;
                 }
-                self.send(to, message);
+                self.send(to, *message);
             }
             Held::Vote { claim } => self.on_vote_durable(claim),
             Held::Cast { id } => self.on_cast_durable(id),

@@ -30,10 +30,8 @@ impl Machine {
         self.applied = entry.index();
         let (Some(request), Some(id)) = (&entry.body.request, entry.header.proposal_id) else { return };
         let outcome = Outcome { index: entry.index(), id, kind: entry.header.kind, content: entry.header.payload_hash };
-        if self.requests.contains_key(&request.key()) {
+        if *self.requests.entry(request.key()).or_insert(outcome) != outcome {
             self.repeats += 1;
-        } else {
-            self.requests.insert(request.key(), outcome);
         }
     }
 }

@@ -38,7 +38,8 @@ fn row(index: usize, policy: Policy) -> Member {
 
 /// The genesis of members with these policies; cached, because checking proofs of possession costs pairings.
 pub(crate) fn genesis(policies: &[Policy], rule: QuorumRule) -> Genesis {
-    static CACHE: OnceLock<Mutex<BTreeMap<(Vec<Policy>, bool), Genesis>>> = OnceLock::new();
+    type Cache = Mutex<BTreeMap<(Vec<Policy>, bool), Genesis>>;
+    static CACHE: OnceLock<Cache> = OnceLock::new();
     let key = (policies.to_vec(), rule == QuorumRule::Supermajority);
     let mut cache = CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     cache

@@ -5,7 +5,7 @@ use concordat::certificate::ElectionClaim;
 use concordat::core::{AppendResult, Effect, Message, Role};
 use concordat::ids::{Digest, LogIndex, Term};
 
-fn sent_by<'a>(world: &'a World, node: usize, from: usize) -> impl Iterator<Item = &'a Message> {
+fn sent_by(world: &World, node: usize, from: usize) -> impl Iterator<Item = &Message> {
     world.recorded[from..].iter().filter_map(move |r| match &r.2 {
         Effect::Send { message, .. } if r.1 == node => Some(message),
         _ => None,
