@@ -58,7 +58,7 @@ fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
     }
 }
 
-pub(super) fn content(payload: &[u8]) -> Digest {
+pub fn content(payload: &[u8]) -> Digest {
     Digest(Sha256::digest(payload).into())
 }
 
