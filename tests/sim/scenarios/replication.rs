@@ -248,7 +248,7 @@ fn malformed_appends_are_refused_and_reported() {
 #[test]
 fn an_append_vouches_for_commits_and_signs_only_what_it_covers() {
     let mut world = cluster(3, 8);
-    with_logs(&mut world, 3, &[log(&[1, 1, 3, 3, 3]), log(&[1, 1, 2, 2, 2]), log(&[1])]);
+    with_logs(&mut world, 3, &[log(&[1, 1, 3, 3, 3]), log(&[1, 1, 2, 2, 2, 2]), log(&[1])]);
     world.start(0);
     world.start(1);
     // The follower learns who leads, and nothing else.
@@ -265,13 +265,13 @@ fn an_append_vouches_for_commits_and_signs_only_what_it_covers() {
         prev_root: None,
         entries: Vec::new(),
         commit: LogIndex(5),
-        sign_point: LogIndex(5),
+        sign_point: LogIndex(6),
         election: None,
     };
     // Entries 1 and 2 stand on two disks, so that they may be called committed.
     world.inject(0, 1, append);
     world.run(30);
-    assert_eq!(world.core(1).last_index(), LogIndex(5), "what does not conflict is not deleted");
+    assert_eq!(world.core(1).last_index(), LogIndex(6), "what does not conflict is not deleted");
     assert_eq!(world.core(1).committed(), LogIndex(2));
     let mut acks = world.recorded[before..].iter().filter_map(|r| match &r.2 {
         Effect::Send { message: Message::AppendReply { result: AppendResult::Durable(upto), .. }, .. } => Some(*upto),
