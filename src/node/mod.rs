@@ -75,10 +75,10 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     /// The store.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(Box<OpenError>),
     /// The store belongs to another cluster.
     #[error(transparent)]
-    Pin(#[from] PinError),
+    Pin(Box<PinError>),
     /// The log cannot be read back.
     #[error("the log cannot be read back: {0}")]
     Read(#[from] ReadError),
@@ -218,8 +218,8 @@ async fn supervise(owner: Owner, shared: Arc<Shared>) {
 /// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
 async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
-        let (store, recovered) = Store::open(&data.join(STORE_DIR))?;
-        store.pin_genesis(&genesis)?;
+        let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(|e| StartError::Open(Box::new(e)))?;
+        store.pin_genesis(&genesis).map_err(|e| StartError::Pin(Box::new(e)))?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
         let mut replica = Replica::default();
         let mut next = LogIndex(1);
