@@ -15,6 +15,7 @@ pub(super) const TREES: &[(&str, &str, &str, bool)] = &[
         "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32",
         false,
     ),
+    ("hard", "commits", "groups made durable so far u64", false),
     (
         "log",
         "first index u64",
@@ -32,6 +33,6 @@ pub(super) const TREES: &[(&str, &str, &str, bool)] = &[
 pub(super) const HARD_STATE: [usize; 2] = [9, 97];
 /// The value of a cast vote, bytes.
 pub(super) const CAST_VOTE: usize = 9;
-/// The watermark file, bytes: magic 8, schema u16, DID 32, hard state padded to 97, last index u64, root 32, SHA-256 of
-/// all before.
-pub(super) const WATERMARK: usize = 8 + 2 + 32 + 97 + 8 + 32 + 32;
+/// The watermark file, bytes: magic 8, schema u16, DID 32, hard state padded to 97, last index u64, root 32, commits
+/// u64, SHA-256 of all before.
+pub(super) const WATERMARK: usize = 8 + 2 + 32 + 97 + 8 + 32 + 8 + 32;

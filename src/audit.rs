@@ -13,9 +13,8 @@
 
 use crate::certificate::merkle::Frontier;
 use crate::certificate::{
-    AbortReason, Body, CertificateError, ElectionCertificate, Entry, EntryError, FormatError, Genesis, Head,
-    HeadCertificate, Header, KeyError, Kind, MemberTable, Policy, PublicKey, TableError, TableInForce, TallySide,
-    VoteStatement,
+    Body, CertificateError, ElectionCertificate, Entry, EntryError, FormatError, Genesis, Head, HeadCertificate,
+    Header, Kind, MemberTable, OutcomeError, TableError, TableInForce,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use std::collections::BTreeMap;
@@ -124,46 +123,9 @@ pub enum EntryFlaw {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// A required quorum outside its range.
-    #[error("it required {required} grants; the rule allows {least} to {most}")]
-    RequiredQuorum {
-        /// In the header.
-        required: usize,
-        /// The quorum rule.
-        least: usize,
-        /// All voters.
-        most: usize,
-    },
-    /// No tally where a ballot was needed.
-    #[error("it has no tally, but under its member table and quorum a ballot was needed")]
-    NoBallot,
-    /// A tally that does not support what the header says.
-    #[error(
-        "its tally has {grants} grants and {denials} denials of {voters} voters, which does not make it {outcome} at a required quorum of {required}"
-    )]
-    Outcome {
-        /// Members that granted.
-        grants: usize,
-        /// Members that denied.
-        denials: usize,
-        /// Voters of the epoch.
-        voters: usize,
-        /// What the header says came of it.
-        outcome: &'static str,
-        /// Grants needed.
-        required: usize,
-    },
-    /// A tally's members are no set over the voters, or one member stands on both sides.
-    #[error("the members of its tally are no two separate sets of voters")]
-    TallyMembers,
-    /// A tally's signature.
-    #[error("the aggregate of its {side}: {source}")]
-    TallySignature {
-        /// Grants or denials.
-        side: &'static str,
-        /// Why.
-        source: KeyError,
-    },
+    /// The votes that its header records do not support what it says became of the proposal.
+    #[error(transparent)]
+    Outcome(#[from] OutcomeError),
     /// A tally on an entry that nobody proposed.
     #[error("a {kind:?} entry has no tally")]
     StrayTally {
@@ -333,13 +295,14 @@ impl Auditor {
         let before = (self.size(), self.frontier.root());
         match header.kind {
             Kind::Noop => self.check_election(header, &payload, before)?,
-            Kind::Proposal | Kind::Aborted => self.check_proposal(header)?,
+            Kind::Proposal | Kind::Aborted => self.check_id(header)?,
             Kind::EpochFinal => self.close_change(&payload)?,
             Kind::Epoch | Kind::SnapshotMark | Kind::SnapshotManifest => {}
         }
         if header.epoch != self.current.epoch {
             return Err(EntryFlaw::Epoch { found: header.epoch, expected: self.current.epoch });
         }
+        header.verify_outcome(&self.genesis_id, &self.current)?;
         if header.kind == Kind::Epoch {
             self.open_change(header, &payload)?;
         }
@@ -390,7 +353,7 @@ impl Auditor {
         certificate.verify(&self.genesis_id, &self.current, next).map_err(EntryFlaw::Election)
     }
 
-    fn check_proposal(&mut self, header: &Header) -> Result<(), EntryFlaw> {
+    fn check_id(&mut self, header: &Header) -> Result<(), EntryFlaw> {
         // `Header::decode` demands the id for these kinds; a header built otherwise is refused here.
         let Some(id) = header.proposal_id else { return Err(EntryFlaw::Missing { kind: header.kind }) };
         if id.term != header.term {
@@ -399,66 +362,7 @@ impl Auditor {
         if !self.sequences.insert(id.seq) {
             return Err(EntryFlaw::ProposalId { id, what: "was used before in this term" });
         }
-        let (least, most) = (self.current.quorum(), self.current.table.voters().count());
-        let required = usize::from(header.required_quorum);
-        if !(least..=most).contains(&required) {
-            return Err(EntryFlaw::RequiredQuorum { required, least, most });
-        }
-        self.check_tally(header, required)
-    }
-
-    fn check_tally(&self, header: &Header, required: usize) -> Result<(), EntryFlaw> {
-        let voters = self.current.table.voters().count();
-        let Some(tally) = &header.tally else {
-            // Signing the head is granting, but only where every voter grants by signing and no more than the quorum
-            // rule is asked for. Nobody has denied a proposal that expired before anybody answered.
-            let by_signing =
-                required == self.current.quorum() && self.current.table.voters().all(|m| m.policy == Policy::Auto);
-            return match header.abort_reason {
-                None if by_signing => Ok(()),
-                Some(AbortReason::Expired) => Ok(()),
-                _ => Err(EntryFlaw::NoBallot),
-            };
-        };
-        let (grants, denials) = (&tally.grants.members, &tally.denials.members);
-        if !grants.fits(voters) || !denials.fits(voters) || grants.positions().any(|p| denials.contains(p)) {
-            return Err(EntryFlaw::TallyMembers);
-        }
-        let (granted, denied) = (grants.count(), denials.count());
-        let rejected = voters - denied < required;
-        let (supported, outcome) = match header.abort_reason {
-            None => (granted >= required, "granted"),
-            Some(AbortReason::Rejected) => (rejected, "rejected"),
-            Some(AbortReason::Expired) => (granted < required && !rejected, "expired"),
-        };
-        if !supported {
-            return Err(EntryFlaw::Outcome { grants: granted, denials: denied, voters, outcome, required });
-        }
-        self.check_side(header, &tally.grants, true)?;
-        self.check_side(header, &tally.denials, false)
-    }
-
-    fn check_side(&self, header: &Header, side: &TallySide, granted: bool) -> Result<(), EntryFlaw> {
-        let Some(aggregate) = &side.aggregate else {
-            return if side.members.count() == 0 { Ok(()) } else { Err(EntryFlaw::TallyMembers) };
-        };
-        let keys: Vec<PublicKey> = self
-            .current
-            .table
-            .voters()
-            .enumerate()
-            .filter(|(p, _)| side.members.contains(*p))
-            .map(|(_, m)| m.bls_key)
-            .collect();
-        let statement = VoteStatement {
-            request_digest: header.request_digest,
-            payload_hash: header.payload_hash,
-            required_quorum: header.required_quorum,
-            granted,
-        };
-        let under = self.current.signed_for(&self.genesis_id);
-        PublicKey::verify_aggregate(&keys, &statement.signed_bytes(&under), aggregate)
-            .map_err(|source| EntryFlaw::TallySignature { side: if granted { "grants" } else { "denials" }, source })
+        Ok(())
     }
 
     fn open_change(&mut self, header: &Header, payload: &[u8]) -> Result<(), EntryFlaw> {

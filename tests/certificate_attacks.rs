@@ -287,7 +287,7 @@ fn votes_count_for_one_request_payload_quorum_and_side_only() {
     let replayed = c.tally(&other, &votes);
     let raised = c.tally(&Header { required_quorum: 3, ..header.clone() }, &votes);
     let swapped = Tally { grants: right.denials.clone(), denials: right.grants.clone() };
-    let both = Tally { grants: right.grants.clone(), denials: right.grants.clone() };
+    let both = c.tally(&header, &Votes { required: 2, grants: &[1, 2], denials: &[2] });
     for (tally, holds) in [(right, true), (replayed, false), (raised, false), (swapped, false), (both, false)] {
         let mut log = Cluster::new(c.genesis.table.members().to_vec());
         let index = log.push(Header { tally: Some(tally), ..header.clone() }, body.clone());

@@ -127,6 +127,23 @@ fn a_retired_key_does_not_come_back_and_a_key_does_not_move() {
     assert_eq!(flaw(&c.chain(1, &c.head()), &c), (Epoch(1), StepError::OldKey(did(4))));
 }
 
+/// The log only grows: what bears an epoch lies, by index, term and time, behind the change that set it.
+#[test]
+fn nothing_lies_before_the_change_that_set_its_epoch() {
+    let mut c = Cluster::new(autos(1..=3));
+    c.term = Term(2);
+    c.open_change(autos(1..=4));
+    c.append(Kind::Noop, b"");
+    c.close_change();
+    c.term = Term(1);
+    let index = c.propose(b"{}");
+    let error = c.receipt(index).verify(&c.genesis).unwrap_err();
+    assert!(matches!(error, ReceiptError::Inconsistent(rule) if rule.contains("before the change")), "{error}");
+    c.open_change(autos(1..=5));
+    c.close_change();
+    assert_eq!(flaw(&c.chain(2, &c.head()), &c), (Epoch(2), StepError::Order));
+}
+
 #[test]
 fn a_changed_row_of_a_member_that_kept_its_store_keeps_its_key() {
     let mut c = Cluster::new(autos(1..=3));

@@ -7,7 +7,7 @@ use concordat::certificate::Entry;
 use concordat::core::Write;
 use concordat::ids::LogIndex;
 use concordat::storage::{Damage, Loss, OpenError, Recovered, Store};
-use model::{Driver, append, certificate, entries, vote};
+use model::{Dice, Driver, append, certificate, entries, vote};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -69,12 +69,6 @@ fn loss(dir: &Path) -> Loss {
     }
 }
 
-/// A small generator: the flips are the same in every run.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    *state >> 16
-}
-
 #[test]
 fn a_flipped_bit_anywhere_is_an_error_or_without_effect() {
     let (temp, dir) = place();
@@ -83,12 +77,12 @@ fn a_flipped_bit_anywhere_is_an_error_or_without_effect() {
     // Where sled has written: zeros between are not worth a flip.
     let bytes = fs::read(dir.join("db")).unwrap();
     let written: Vec<usize> = (0..bytes.len()).filter(|&i| bytes[i] != 0).collect();
-    let (mut seed, mut found) = (7, 0);
+    let (mut dice, mut found) = (Dice(7), 0);
     for n in 0..flips {
-        let at = written[next(&mut seed) as usize % written.len()];
+        let at = written[dice.below(written.len())];
         let bad = temp.path().join(format!("flip{n}"));
         copy(&dir, &bad);
-        let flipped = bytes[at] ^ 1 << (next(&mut seed) % 8);
+        let flipped = bytes[at] ^ 1 << dice.below(8);
         fs::File::options().write(true).open(bad.join("db")).unwrap().write_all_at(&[flipped], at as u64).unwrap();
         match Store::open(&bad) {
             Err(OpenError::Damaged { .. } | OpenError::Quarantined { .. }) => found += 1,

@@ -330,3 +330,21 @@ mod genesis {
         assert!(text.contains(&mine.id().to_string()) && text.contains(&other.id().to_string()), "{text}");
     }
 }
+
+#[test]
+fn what_a_submitted_write_replaces_is_shown_no_more() {
+    let (_temp, dir) = place();
+    let mut log = entries(1, 50, 1, 0, 10);
+    let mut driver = Driver::create(&dir);
+    driver.write(Write { hard: Some(vote(1, 1)), ..append(log.clone()) }).unwrap();
+    for round in 2..40 {
+        log.truncate(30);
+        log.extend(entries(31, 20, round, 0, 10));
+        let seq = driver.submit(Write { hard: Some(vote(round, 1)), ..append(log[30..].to_vec()) });
+        // Durable yet or not: what is shown is never of an earlier round.
+        let shown = all(&driver.store);
+        assert!(shown.len() == 30 || shown == log, "{} entries shown in round {round}", shown.len());
+        driver.wait(seq).unwrap();
+        assert_eq!(all(&driver.store), log);
+    }
+}

@@ -12,7 +12,7 @@ const GARBAGE: usize = 8_500;
 const HANDSHAKES: usize = 1_500;
 /// Handshakes tried at once; more than the node under attack takes.
 const AT_ONCE: usize = 50;
-/// What 10,000 attempts may add to the process, attacker included: a fiftieth of a connection's state each.
+/// What the allocator may keep after 10,000 attempts, attackers' side included. Further storms add next to nothing.
 const MAX_GROWTH: usize = 32 * 1024 * 1024;
 
 fn open_files() -> usize {

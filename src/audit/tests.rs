@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::certificate::{
-    Bitmap, ElectionClaim, Half, Member, QuorumRule, Request, Role, SecretKey, Signature, SignedFor, Tally, aggregate,
-    payload_hash,
+    AbortReason, Bitmap, ElectionClaim, Half, Member, Policy, QuorumRule, Request, Role, SecretKey, Signature,
+    SignedFor, Tally, TallySide, VoteStatement, aggregate, payload_hash,
 };
 
 /// Members with their keys, sorted by DID as in the table.
@@ -417,7 +417,12 @@ fn a_tally_must_support_what_the_header_says() {
     ] {
         let mut log = Log::new(Policy::Manual);
         log.elect().ballot(grants, denials, abort);
-        assert!(matches!(log.flaw(), EntryFlaw::Outcome { .. }), "{grants:?} {denials:?} {abort:?}");
+        let flaw = log.flaw();
+        let expected = matches!(
+            flaw,
+            EntryFlaw::Outcome(OutcomeError::Grants { granted: 1, required: 2 } | OutcomeError::Reason { .. })
+        );
+        assert!(expected, "{grants:?} {denials:?} {abort:?}: {flaw}");
     }
 }
 
@@ -433,29 +438,33 @@ fn a_tally_must_verify_over_two_separate_sets_of_voters() {
         log.elect().ballot_as(&[0, 1], &[], None, change);
         log.flaw()
     };
-    assert_eq!(tampered(|t| t.denials.members = Bitmap::of(3, [1])), EntryFlaw::TallyMembers);
-    assert_eq!(tampered(|t| t.grants.members = Bitmap::of(9, [0, 1])), EntryFlaw::TallyMembers);
-    assert_eq!(tampered(|t| t.grants.aggregate = None), EntryFlaw::TallyMembers);
-    let side = |flaw| match flaw {
-        EntryFlaw::TallySignature { side, .. } => side,
+    let outcome = |flaw| match flaw {
+        EntryFlaw::Outcome(error) => error,
         other => panic!("{other}"),
     };
-    assert_eq!(side(undenied(|t| t.grants.members = Bitmap::of(3, [0, 2]))), "grants");
-    assert_eq!(side(tampered(|t| t.denials.aggregate = t.grants.aggregate)), "denials");
+    assert_eq!(outcome(tampered(|t| t.denials.members = Bitmap::of(3, [1]))), OutcomeError::Overlap);
+    assert_eq!(outcome(tampered(|t| t.grants.members = Bitmap::of(9, [0, 1]))), OutcomeError::Members { voters: 3 });
+    let side = |flaw| match outcome(flaw) {
+        OutcomeError::Aggregate { side, .. } => side,
+        other => panic!("{other}"),
+    };
+    assert_eq!(side(tampered(|t| t.grants.aggregate = None)), "granted");
+    assert_eq!(side(undenied(|t| t.grants.members = Bitmap::of(3, [0, 2]))), "granted");
+    assert_eq!(side(tampered(|t| t.denials.aggregate = t.grants.aggregate)), "denied");
 }
 
 #[test]
 fn where_a_ballot_is_needed_signing_is_no_grant() {
     let mut log = Log::new(Policy::Manual);
     log.elect().propose();
-    assert_eq!(log.flaw(), EntryFlaw::NoBallot);
+    assert_eq!(log.flaw(), EntryFlaw::Outcome(OutcomeError::NotAutomatic(NodeId([1; 32]))));
     let mut log = Log::new(Policy::Auto);
     log.elect().propose_as(|h| h.required_quorum = 3);
-    assert_eq!(log.flaw(), EntryFlaw::NoBallot);
+    assert_eq!(log.flaw(), EntryFlaw::Outcome(OutcomeError::NoBallot));
     for required in [1, 4] {
         let mut log = Log::new(Policy::Auto);
         log.elect().propose_as(|h| h.required_quorum = required);
-        assert!(matches!(log.flaw(), EntryFlaw::RequiredQuorum { .. }));
+        assert!(matches!(log.flaw(), EntryFlaw::Outcome(OutcomeError::RequiredQuorum { .. })));
     }
 }
 

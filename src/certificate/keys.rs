@@ -5,9 +5,9 @@ use ::blst::{BLST_ERROR, MultiPoint as _};
 use std::collections::BTreeSet;
 
 /// Domain separation of signatures (draft-irtf-cfrg-bls-signature, section 4.2.3).
-pub(super) const SIGNATURE_DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
+pub const SIGNATURE_DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 /// Domain separation of proofs of possession.
-pub(super) const POP_DST: &[u8] = b"BLS_POP_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
+pub const POP_DST: &[u8] = b"BLS_POP_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 
 /// The bit of a compressed point's first byte that tells `y` from `−y`.
 const SIGN_BIT: u8 = 0x20;

@@ -2,7 +2,7 @@
 
 use super::output::{self, short};
 use super::verify::read_genesis;
-use super::{Failure, Global, call_failed, client};
+use super::{Failure, Global, PATIENT, call_failed, client};
 use crate::api::{CertificatePage, EntryView};
 use crate::audit::{AuditError, Auditor, Summary};
 use crate::certificate::{Body, Entry, Genesis, HeadCertificate, Header};
@@ -24,7 +24,7 @@ pub(super) struct Audit {
     /// The genesis file that you trust, from wherever you trust it
     #[arg(long, value_name = "FILE")]
     genesis: PathBuf,
-    /// Audit a data directory instead of a running node (the node must be stopped)
+    /// Audit a data directory instead of the (first) node given; its node must be stopped
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ impl Audit {
             None => {
                 // One node's log, whole: entries of one and certificates of another would prove nothing about either.
                 let nodes: Vec<String> = global.nodes().into_iter().take(1).collect();
-                audit_node(&client(&nodes)?, &nodes, &genesis, None).await?.summary
+                audit_node(&client(&nodes, PATIENT)?, &nodes, &genesis, None).await?.summary
             }
         };
         if global.json {

@@ -2,11 +2,11 @@
 
 use super::Failure;
 use super::audit::{bar, found};
-use super::setup::STORE_DIR;
 use crate::audit::{Auditor, Summary};
 use crate::certificate::{Genesis, HeadCertificate};
 use crate::ids::LogIndex;
 use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
+use crate::node::STORE_DIR;
 use crate::storage::Store;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// Audits every durable entry of a store, those that are not certified (and may yet be replaced) included.
 pub(super) fn audit(data: &Path, genesis: &Genesis) -> Result<Summary, Failure> {
-    let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(Failure::new)?;
+    let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(|e| Failure::caused(&e))?;
     if let Some(pinned) = &recovered.genesis
         && pinned.id() != genesis.id()
     {
@@ -32,14 +32,14 @@ pub(super) fn audit(data: &Path, genesis: &Genesis) -> Result<Summary, Failure> 
     let mut certificates: VecDeque<Arc<HeadCertificate>> = VecDeque::new();
     while auditor.size() < last.0 {
         let from = LogIndex(auditor.size() + 1);
-        let entries = store.read(from, last, MAX_APPEND_BYTES).map_err(Failure::new)?;
+        let entries = store.read(from, last, MAX_APPEND_BYTES).map_err(|e| Failure::caused(&e))?;
         if entries.is_empty() {
             return Err(Failure::new(format!("the store gives no entry {from}, its last is {last}")));
         }
         for entry in entries {
             auditor.entry(&entry.header, Some(&entry.body)).map_err(found)?;
             if certificates.is_empty() {
-                certificates.extend(store.certificates(auditor.size() - 1, MAX_PAGE).map_err(Failure::new)?);
+                certificates.extend(store.certificates(auditor.size() - 1, MAX_PAGE).map_err(|e| Failure::caused(&e))?);
             }
             while let Some(certificate) = certificates.pop_front_if(|c| c.head.size <= auditor.size()) {
                 auditor.certificate(&certificate).map_err(found)?;

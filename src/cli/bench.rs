@@ -1,7 +1,7 @@
 //! `bench`: a closed loop over the HTTP client. Each client proposes, waits for the answer and proposes again.
 
 use super::propose::WaitFor;
-use super::{Failure, Global, call_failed, client, output};
+use super::{Failure, Global, PATIENT, QUERY, call_failed, client, output};
 use crate::api::{Propose, Wait};
 use crate::client::Client;
 use clap::Args;
@@ -83,7 +83,7 @@ async fn leader_first(nodes: &[String]) -> Result<Client, Failure> {
     let mut ordered = nodes.to_vec();
     for (at, node) in nodes.iter().enumerate() {
         let alone = std::slice::from_ref(node);
-        match client(alone)?.status().await {
+        match client(alone, QUERY)?.status().await {
             Ok(status) if status.leader == Some(status.id) => {
                 ordered.swap(0, at);
                 break;
@@ -93,7 +93,7 @@ async fn leader_first(nodes: &[String]) -> Result<Client, Failure> {
             Err(e) => eprintln!("{node}: {e}"),
         }
     }
-    client(&ordered)
+    client(&ordered, PATIENT)
 }
 
 struct Load {

@@ -26,6 +26,8 @@ use tokio::time::Instant;
 const MAX_FILE: u64 = 256 * 1024 * 1024;
 /// The client identity under which files are imported when none is given.
 pub(super) const CLIENT: &str = "file-import";
+/// How long the client tries by itself before the importer looks at what it has learned.
+pub(super) const TRY: Duration = Duration::from_secs(10);
 /// First and longest pause between two tries of one request.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 

@@ -19,9 +19,14 @@ mod watch;
 use crate::client::{self, Client};
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Where a command looks for nodes when neither `--node` nor `CONCORDAT_NODES` says so.
 const DEFAULT_NODE: &str = "http://127.0.0.1:7101";
+/// How long a person waits to hear that no node answers.
+const QUERY: Duration = Duration::from_secs(5);
+/// How long is tried where many calls make one result, or where a node may have to wait before it can answer.
+const PATIENT: Duration = Duration::from_secs(30);
 
 /// A durable replicated log in which every entry can be proved.
 #[derive(Debug, Parser)]
@@ -131,12 +136,13 @@ impl Global {
     }
 
     fn client(&self) -> Result<Client, Failure> {
-        client(&self.nodes())
+        client(&self.nodes(), QUERY)
     }
 }
 
-fn client(nodes: &[String]) -> Result<Client, Failure> {
-    Client::new(nodes, client::Options::default()).map_err(Failure::new)
+/// A client whose calls try for `deadline`, over all nodes.
+fn client(nodes: &[String], deadline: Duration) -> Result<Client, Failure> {
+    Client::new(nodes, client::Options { deadline, ..client::Options::default() }).map_err(|e| Failure::caused(&e))
 }
 
 /// Milliseconds since the Unix epoch.
@@ -155,6 +161,21 @@ struct Failure {
 impl Failure {
     fn new(message: impl std::fmt::Display) -> Self {
         Self { message: message.to_string(), hint: None, code: 1 }
+    }
+
+    /// An error with what caused it, for those whose own text leaves the cause to their source.
+    fn caused(error: &dyn std::error::Error) -> Self {
+        let mut message = error.to_string();
+        let mut next = error.source();
+        while let Some(source) = next {
+            let text = source.to_string();
+            if !message.contains(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
+            next = source.source();
+        }
+        Self::new(message)
     }
 
     /// An error on the way to or at a file.

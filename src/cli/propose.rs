@@ -2,8 +2,9 @@
 
 use super::import::{self, Answer, Lines, Options};
 use super::output;
-use super::{Failure, Global, call_failed};
+use super::{Failure, Global, call_failed, client};
 use crate::api::{ProposalState, ProposalStatus, Wait};
+use crate::client::Client;
 use crate::ids::ProposalId;
 use crate::limits::MAX_HTTP_BODY;
 use clap::{Args, ValueEnum};
@@ -92,15 +93,18 @@ impl Propose {
         }
     }
 
+    /// A wrong address is found now, not after the patience of the first proposal.
+    async fn connect(&self, global: &Global) -> Result<Client, Failure> {
+        let nodes = global.nodes();
+        global.client()?.status().await.map_err(|e| call_failed(&nodes, &e))?;
+        client(&nodes, import::TRY.min(Duration::from_secs(self.patience)))
+    }
+
     async fn import(&self, global: &Global, lines: Lines) -> Result<ExitCode, Failure> {
-        let client = global.client()?;
-        // A wrong address is found now, not after the patience of the first line.
-        client.status().await.map_err(|e| call_failed(&global.nodes(), &e))?;
+        let client = self.connect(global).await?;
         let options = self.options(import::CLIENT, Some(import::deadline_in_days(super::now_ms(), self.remember_days)));
         let bar = output::progress(lines.len() as u64, "proposing");
-        let tally =
-            import::run(&client, &lines, &options, self.concurrency.into(), &bar, |outcome| output::json(outcome))
-                .await?;
+        let tally = import::run(&client, &lines, &options, self.concurrency.into(), &bar, output::json).await?;
         eprintln!("{} lines: {tally}", lines.len());
         match tally.failed() {
             0 => Ok(ExitCode::SUCCESS),
@@ -111,8 +115,7 @@ impl Propose {
 
     async fn single(&self, global: &Global) -> Result<ExitCode, Failure> {
         let payload = read_payload(self.payload.as_deref().unwrap_or_default())?;
-        let client = global.client()?;
-        client.status().await.map_err(|e| call_failed(&global.nodes(), &e))?;
+        let client = self.connect(global).await?;
         let options = self.options(CLIENT, None);
         let request_id = self.request_id.clone().map_or_else(random_id, Ok)?;
         let request = options.propose(payload, request_id.clone());

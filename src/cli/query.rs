@@ -1,7 +1,7 @@
 //! `status`, `get`, `find`, `history` and `receipt`: what a node knows.
 
 use super::output::{self, short};
-use super::{Failure, Global, call_failed};
+use super::{Failure, Global, PATIENT, call_failed, client};
 use crate::api::{AsOf, CallError, EntryView, HistoryPage, ProposalState, ProposalStatus, Role, Status};
 use crate::certificate::{self, Policy};
 use crate::client::{Client, Page, ReceiptOf, Refusal};
@@ -341,7 +341,7 @@ fn receipt_of(text: &str) -> Result<ReceiptOf, String> {
 
 impl Receipt {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
-        let receipt = global.client()?.receipt_json(self.of).await.map_err(refused(global))?;
+        let receipt = client(&global.nodes(), PATIENT)?.receipt_json(self.of).await.map_err(refused(global))?;
         match &self.out {
             Some(path) => {
                 output::write_new(path, receipt.as_bytes())?;

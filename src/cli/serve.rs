@@ -43,7 +43,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let config = match &self.config {
-            Some(path) => Config::load(path).map_err(Failure::new)?,
+            Some(path) => Config::load(path).map_err(|e| Failure::caused(&e))?,
             None => Config::default(),
         };
         start_logging(config.log);
@@ -61,17 +61,20 @@ impl Serve {
             data: self.data.clone(),
             genesis,
             listen: self.listen,
-            http: Some(format!("http://{}", self.http)),
+            // Peers are told where to send clients; a port that the system has yet to choose cannot be told.
+            http: (self.http.port() != 0).then(|| format!("http://{}", self.http)),
             config,
         })
         .await
-        .map_err(|e| Failure::new(format!("cannot start the node in {}: {e}", self.data.display())))?;
+        .map_err(|e| {
+            Failure::new(format!("cannot start the node in {}: {}", self.data.display(), Failure::caused(&e).message))
+        })?;
         let shutdown = CancellationToken::new();
         let server = match http::serve(handle.clone(), self.http, shutdown.clone()).await {
             Ok(server) => server,
             Err(e) => {
                 handle.close().await;
-                return Err(Failure::new(e));
+                return Err(Failure::caused(&e));
             }
         };
         let ready = format!(

@@ -3,6 +3,7 @@
 use super::output;
 use super::{Failure, Global};
 use crate::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role, SecretKey};
+use crate::node::STORE_DIR;
 use crate::storage::Store;
 use crate::transport::{IDENTITY_FILE, Identity};
 use clap::{Args, ValueEnum};
@@ -13,8 +14,6 @@ use zeroize::Zeroizing;
 
 /// The public file of a member, in its data directory.
 pub(super) const MEMBER_FILE: &str = "member.json";
-/// The store, in a member's data directory.
-pub(super) const STORE_DIR: &str = "store";
 /// Largest member file, in bytes.
 const MAX_MEMBER: u64 = 64 * 1024;
 
@@ -100,7 +99,7 @@ pub(super) fn init(data: &Path, address: &str, policy: Policy) -> Result<Member,
     } else {
         Identity::create(data)
     }
-    .map_err(|e| Failure::new(with_source(&e)))?;
+    .map_err(|e| Failure::caused(&e))?;
     let store = data.join(STORE_DIR);
     let key = if store.exists() { resume(&store, &identity)? } else { create_store(&store, &identity)? };
     let member = Member {
@@ -123,13 +122,13 @@ fn create_store(dir: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
         .try_fill_bytes(seed.as_mut())
         .map_err(|e| Failure::new(format!("the operating system gives no random bytes: {e}")))?;
     let key = SecretKey::generate(&seed);
-    Store::create(dir, identity.did(), &key).map_err(Failure::new)?;
+    Store::create(dir, identity.did(), &key).map_err(|e| Failure::caused(&e))?;
     Ok(key)
 }
 
 /// Takes the key from the store that an interrupted run made.
 fn resume(dir: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
-    let (_store, recovered) = Store::open(dir).map_err(Failure::new)?;
+    let (_store, recovered) = Store::open(dir).map_err(|e| Failure::caused(&e))?;
     if recovered.did != identity.did() {
         return Err(Failure::new(format!(
             "{} is the store of {}, the identity beside it is {}",
@@ -216,14 +215,6 @@ fn size_warning(rule: QuorumRule, voters: usize) -> Option<String> {
         if alone { "member" } else { "members" },
         if rule == QuorumRule::Majority { 3 } else { 4 }
     ))
-}
-
-/// An error with what caused it, for those whose own text leaves the cause to their source.
-fn with_source(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

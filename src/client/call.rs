@@ -150,7 +150,7 @@ impl Client {
         // At most one hint a round is followed, so that two nodes that name each other cannot keep a call busy.
         let mut hinted = false;
         loop {
-            let at = (first + tried) % self.inner.nodes.len();
+            let at = (first + tried % round) % self.inner.nodes.len();
             let Some(node) = hint.as_ref().or_else(|| self.inner.nodes.get(at)) else {
                 return Err(Failure::Unreachable("no node is known".into()));
             };

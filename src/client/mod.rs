@@ -162,3 +162,6 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

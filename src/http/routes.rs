@@ -53,3 +53,41 @@ pub(super) fn guarded(routes: Router) -> Router {
         })
         .layer(from_fn(guard::guard))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    fn document() -> Value {
+        serde_json::from_str(operations::OPENAPI).unwrap()
+    }
+
+    #[test]
+    fn the_openapi_document_lists_every_path_and_no_other() {
+        let document = document();
+        let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+        // OpenAPI has no notation for a part that spans slashes.
+        let served: BTreeSet<_> = table().iter().map(|(path, _)| path.replace("{*", "{")).collect();
+        assert_eq!(described, served);
+    }
+
+    #[test]
+    fn every_reference_in_the_openapi_document_leads_somewhere() {
+        fn visit(value: &Value, document: &Value) {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(Value::String(target)) = fields.get("$ref") {
+                        let pointer = target.strip_prefix('#').unwrap();
+                        assert!(document.pointer(pointer).is_some(), "{target}");
+                    }
+                    fields.values().for_each(|v| visit(v, document));
+                }
+                Value::Array(items) => items.iter().for_each(|v| visit(v, document)),
+                _ => {}
+            }
+        }
+        visit(&document(), &document());
+    }
+}

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::core::{self, Core};
 use crate::ids::{LogIndex, NodeId};
 use crate::limits::MAX_APPEND_BYTES;
+pub use crate::storage::STORE_DIR;
 use crate::storage::{OpenError, PinError, ReadError, Store};
 use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
@@ -199,14 +200,25 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         role: core::Role::Follower,
         stop: None,
     };
-    tokio::spawn(owner.run());
+    owner.publish();
+    tokio::spawn(supervise(owner, shared.clone()));
     Ok(Handle::new(shared))
+}
+
+/// A broken invariant must stop the node for all to see, not leave it standing with its owner loop gone.
+async fn supervise(owner: Owner, shared: Arc<Shared>) {
+    if let Err(panic) = tokio::spawn(owner.run()).await {
+        let why = format!("internal error, please report it with the log: {panic}");
+        tracing::error!(%why, "this node halts");
+        shared.transport.close().await;
+        shared.ended.send_replace(Some(Ended::Halted(why)));
+    }
 }
 
 /// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
 async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
-        let (store, recovered) = Store::open(&data)?;
+        let (store, recovered) = Store::open(&data.join(STORE_DIR))?;
         store.pin_genesis(&genesis)?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
         let mut replica = Replica::default();

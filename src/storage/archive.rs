@@ -47,11 +47,6 @@ impl Archive {
         self.frontier.size()
     }
 
-    /// The tree over what it covers.
-    pub(super) fn frontier(&self) -> &Frontier {
-        &self.frontier
-    }
-
     /// Takes the next entry: its header and the header's canonical bytes.
     pub(super) fn take(&mut self, disk: &Disk, header: &Header, bytes: Vec<u8>) -> Result<(), ReadError> {
         let expected = LogIndex(self.size() + 1);

@@ -10,6 +10,7 @@
 //! - Writes go down in the order submitted; entries gathered so far go down before a newer term or vote. Whatever
 //!   prefix survives is a state that the core was in, or one step of cutting between two.
 //! - A head certificate goes down after all entries of its group: no prefix holds one without what it covers.
+//! - The count of groups goes down last: who finds it finds everything before it.
 //! - Cutting the log at `from` deletes whole blocks from the last one down, and then rewrites the block in which `from`
 //!   lies by one insert. Every prefix of that is the old log cut somewhere at or after `from`: contiguous, and with
 //!   everything below `from`. What is lost in between are entries that a newer leader replaces, which Raft allows to
@@ -23,16 +24,17 @@ use super::error::{CommitError, DurabilityError, Stopped};
 use super::layout::{self, number_key};
 use super::read::panic_message;
 use super::watermark::Watermark;
-use super::{Numbered, Store};
+use super::{Numbered, Shared, Store};
 use crate::certificate::merkle::Frontier;
 use crate::certificate::{Entry, HeadCertificate, Header};
 use crate::core::{CastVote, HardState, Write};
 use crate::ids::{LogIndex, Term};
 use crate::limits::MAX_ENTRY;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -47,6 +49,9 @@ const GROUP_BYTES: usize = 2 * 1024 * 1024;
 const CUT_BYTES: usize = 1024 * 1024;
 /// Entries written since the watermark was, after which it is replaced.
 const MARK_ENTRIES: u64 = 4096;
+/// Entries between two trees kept for cuts, and how many of those at most.
+const CHECKPOINT_EVERY: u64 = 256;
+const CHECKPOINTS: usize = 4096;
 /// How long the thread waits for more before it replaces a watermark that is behind.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -56,6 +61,43 @@ const IDLE: Duration = Duration::from_millis(200);
 pub struct Committer {
     queue: Option<SyncSender<Numbered>>,
     thread: Option<JoinHandle<()>>,
+    store: Store,
+}
+
+/// Which entries readers may see: durable ones that no submitted write replaces. Without the second half a reader that
+/// knows from the core that index 80 is committed could be given the entry that the committed one is about to replace.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    /// The last index of the log once everything submitted is written.
+    top: LogIndex,
+    /// Cuts submitted and not yet durable: the write's number, and the index up to which it leaves the log alone.
+    cuts: VecDeque<(u64, LogIndex)>,
+}
+
+impl Shared {
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write of entries was submitted.
+    fn announce(&self, seq: u64, first: LogIndex, last: LogIndex) {
+        let mut shown = self.shown();
+        if first <= shown.top {
+            shown.cuts.push_back((seq, first.prev()));
+            self.last.fetch_min(first.prev().0, Ordering::AcqRel);
+        }
+        shown.top = last;
+    }
+
+    /// Everything up to write `seq` is durable, and the log ends at `last`.
+    fn show(&self, seq: u64, last: LogIndex) {
+        let mut shown = self.shown();
+        while shown.cuts.front().is_some_and(|(cut, _)| *cut <= seq) {
+            shown.cuts.pop_front();
+        }
+        let last = shown.cuts.iter().fold(last, |last, (_, keep)| last.min(*keep));
+        self.last.store(last.0, Ordering::Release);
+    }
 }
 
 impl Committer {
@@ -63,11 +105,13 @@ impl Committer {
         let taken = store.shared.tail.lock().unwrap_or_else(PoisonError::into_inner).take();
         let tail = taken.expect("a store has one committer at a time");
         let (queue, writes) = sync_channel(QUEUE);
+        let shown = store.clone();
+        shown.shared.shown().top = tail.last();
         let thread = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || Worker { store, tail, block: None }.run(&writes, &mut completed))
             .expect("the system has a thread for the committer");
-        Self { queue: Some(queue), thread: Some(thread) }
+        Self { queue: Some(queue), thread: Some(thread), store: shown }
     }
 
     /// Hands one step over; `seq` ascends. Waits while the queue is full.
@@ -75,7 +119,11 @@ impl Committer {
     /// # Errors
     /// [`Stopped`] once a write has failed; the failure itself was reported to `completed`.
     pub fn submit(&self, seq: u64, write: Write) -> Result<(), Stopped> {
-        self.queue.as_ref().ok_or(Stopped)?.send((seq, write)).map_err(|_| Stopped)
+        let queue = self.queue.as_ref().ok_or(Stopped)?;
+        if let (Some(first), Some(last)) = (write.entries.first(), write.entries.last()) {
+            self.store.shared.announce(seq, first.index(), last.index());
+        }
+        queue.send((seq, write)).map_err(|_| Stopped)
     }
 
     /// Makes durable what was submitted, then ends the thread.
@@ -105,11 +153,15 @@ impl Drop for Committer {
 pub(super) struct Tail {
     /// The tree over the whole log, durable or being written.
     pub(super) frontier: Frontier,
+    /// The tree at some earlier sizes, ascending, the first at most `certified`: where a cut begins to read.
+    pub(super) checkpoints: VecDeque<Frontier>,
     pub(super) last_term: Term,
     pub(super) last_time: u64,
     pub(super) hard: HardState,
     /// The size of the newest certified head.
     pub(super) certified: u64,
+    /// Groups ever made durable: the last record of each, so that any loss at the end of what was written shows.
+    pub(super) commits: u64,
     /// The watermark file's contents.
     pub(super) mark: Watermark,
 }
@@ -121,7 +173,46 @@ impl Tail {
 
     /// The watermark that says all that is known here.
     fn full_mark(&self) -> Watermark {
-        Watermark { did: self.mark.did, hard: self.hard.clone(), last: self.last(), root: self.frontier.root() }
+        Watermark {
+            did: self.mark.did,
+            hard: self.hard.clone(),
+            last: self.last(),
+            root: self.frontier.root(),
+            commits: self.commits,
+        }
+    }
+
+    /// Takes the next leaf.
+    fn push(&mut self, header: &Header) {
+        if self.frontier.size().is_multiple_of(CHECKPOINT_EVERY) {
+            self.checkpoints.push_back(self.frontier.clone());
+        }
+        if self.checkpoints.len() > CHECKPOINTS {
+            // Nothing was certified for long: every second one does.
+            let mut keep = false;
+            self.checkpoints.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+        self.frontier.push(header.leaf_hash());
+        self.last_term = header.term;
+        self.last_time = header.proposed_at;
+    }
+
+    fn certify(&mut self, size: u64) {
+        self.certified = self.certified.max(size);
+        while self.checkpoints.get(1).is_some_and(|c| c.size() <= self.certified) {
+            self.checkpoints.pop_front();
+        }
+    }
+
+    /// The newest tree kept of at most `size` entries.
+    fn checkpoint(&mut self, size: LogIndex) -> Frontier {
+        while self.checkpoints.len() > 1 && self.checkpoints.back().is_some_and(|c| c.size() > size.0) {
+            self.checkpoints.pop_back();
+        }
+        self.checkpoints.back().cloned().unwrap_or_default()
     }
 }
 
@@ -195,7 +286,9 @@ impl Worker {
         let _casting = casts.then(|| shared.casting.write().unwrap_or_else(PoisonError::into_inner));
         let mut certificates = Vec::new();
         let mut hard_changed = false;
-        for (_, write) in group {
+        let mut newest = 0;
+        for (seq, write) in group {
+            newest = seq;
             let Write { hard, entries, cast, certificate } = write;
             if let Some(hard) = hard {
                 self.put_hard_state(hard)?;
@@ -214,20 +307,21 @@ impl Worker {
         for certificate in &certificates {
             self.put_certificate(certificate)?;
         }
+        self.put_count()?;
         // Nothing is acknowledged before fsync: this line keeps it. Everything above only wrote; everything below, and
         // the answer to the core that lets messages leave, comes after it.
         shared.disk.make_durable()?;
         if hard_changed || self.tail.last().0 >= self.tail.mark.last.0 + MARK_ENTRIES {
             self.raise_mark()?;
         }
-        self.publish(certificates);
+        self.publish(newest, certificates);
         Ok(())
     }
 
     /// Shows readers what is durable.
-    fn publish(&self, certificates: Vec<Arc<HeadCertificate>>) {
+    fn publish(&self, seq: u64, certificates: Vec<Arc<HeadCertificate>>) {
         let shared = &self.store.shared;
-        shared.last.store(self.tail.last().0, Ordering::Release);
+        shared.show(seq, self.tail.last());
         if let Some(newest) = certificates.into_iter().max_by_key(|c| c.head.size) {
             let mut shown = shared.certificate.write().unwrap_or_else(PoisonError::into_inner);
             if shown.as_ref().is_none_or(|c| c.head.size < newest.head.size) {
@@ -245,6 +339,12 @@ impl Worker {
         Ok(())
     }
 
+    fn put_count(&mut self) -> Result<(), DurabilityError> {
+        self.tail.commits += 1;
+        let disk = &self.store.shared.disk;
+        disk.insert(&disk.trees.hard, layout::COMMITS.as_bytes(), &number_key(self.tail.commits))
+    }
+
     fn put_cast(&self, cast: &CastVote) -> Result<(), DurabilityError> {
         let disk = &self.store.shared.disk;
         let key = layout::cast_key(&cast.request_key, &cast.content);
@@ -260,7 +360,7 @@ impl Worker {
         if size == last.0 && certificate.head.root != self.tail.frontier.root() {
             return Err(CommitError::CertificateMismatch { size });
         }
-        self.tail.certified = self.tail.certified.max(size);
+        self.tail.certify(size);
         Ok(())
     }
 
@@ -295,9 +395,7 @@ impl Worker {
         }
         let root_before = || self.tail.frontier.root();
         self.block.get_or_insert_with(|| Builder::new(index, root_before())).push(&bytes);
-        self.tail.frontier.push(entry.header.leaf_hash());
-        self.tail.last_term = term;
-        self.tail.last_time = proposed_at;
+        self.tail.push(&entry.header);
         Ok(())
     }
 
@@ -312,19 +410,17 @@ impl Worker {
     fn cut(&mut self, from: LogIndex) -> Result<(), CommitError> {
         self.put_block()?;
         let shared = self.store.shared.clone();
-        let base = shared.archive().frontier().clone();
-        let committed = LogIndex(base.size().max(self.tail.certified));
+        let committed = LogIndex(self.tail.certified);
         if from <= committed || from == LogIndex::ZERO {
             return Err(CommitError::Committed { index: from, committed });
         }
         let keep = from.prev();
-        let (frontier, last) = shared.tree_at(base, keep)?;
+        let (frontier, last) = shared.tree_at(self.tail.checkpoint(keep), keep)?;
         if self.tail.mark.last > keep {
             let lowered = Watermark { last: keep, root: frontier.root(), ..self.tail.mark.clone() };
             self.store_mark(lowered)?;
         }
         let _cutting = shared.cutting.write().unwrap_or_else(PoisonError::into_inner);
-        shared.last.fetch_min(keep.0, Ordering::AcqRel);
         self.drop_blocks(from)?;
         self.tail.frontier = frontier;
         self.tail.last_term = last.as_ref().map_or(Term::ZERO, |e| e.term());
@@ -356,7 +452,7 @@ impl Worker {
 
     /// Raises a watermark that is behind; everything written so far is durable.
     fn catch_up_mark(&mut self) -> Result<(), CommitError> {
-        if self.tail.mark.last != self.tail.last() {
+        if self.tail.mark.commits != self.tail.commits {
             self.raise_mark()?;
         }
         Ok(())

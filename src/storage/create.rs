@@ -74,9 +74,11 @@ fn fill(dir: &Path, did: NodeId, bls: &SecretKey) -> io::Result<()> {
         put(&trees.meta, META_DID, &did.0)?;
         put(&trees.meta, META_BLS, &bls.to_bytes())?;
         put(&trees.hard, layout::HARD_STATE, &layout::write_hard_state(&HardState::default()))?;
+        put(&trees.hard, layout::COMMITS, &layout::number_key(0))?;
         db.flush().map_err(fault)?;
     }
-    let mark = Watermark { did, hard: HardState::default(), last: LogIndex::ZERO, root: merkle::empty_root() };
+    let mark =
+        Watermark { did, hard: HardState::default(), last: LogIndex::ZERO, root: merkle::empty_root(), commits: 0 };
     mark.store(dir, &File::open(dir)?)
 }
 

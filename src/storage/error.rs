@@ -27,7 +27,7 @@ pub enum CreateError {
         dir: PathBuf,
     },
     /// The disk refused.
-    #[error("cannot create the store {dir}: {source}")]
+    #[error("cannot create the store {dir}: {source}; {}, then try again", remedy(.source))]
     Io {
         /// Where.
         dir: PathBuf,
@@ -64,7 +64,7 @@ pub enum OpenError {
         known: u16,
     },
     /// The disk refused.
-    #[error("cannot open the store {dir}: {source}")]
+    #[error("cannot open the store {dir}: {source}; {}, then start the node again", remedy(.source))]
     Io {
         /// Where.
         dir: PathBuf,
@@ -222,6 +222,14 @@ pub enum Loss {
         /// In the certificate.
         certified: LogIndex,
     },
+    /// Anything at all.
+    #[error("it holds {found} groups of writes, the watermark says at least {promised}")]
+    Writes {
+        /// In the store.
+        found: u64,
+        /// In the watermark.
+        promised: u64,
+    },
     /// Other entries.
     #[error("its log up to {index} is another one than the watermark remembers")]
     History {
@@ -291,6 +299,8 @@ pub enum DurabilityError {
 fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free disk space",
+        io::ErrorKind::PermissionDenied => "give the node's user the right to read and write there",
+        io::ErrorKind::ReadOnlyFilesystem => "mount the file system for writing",
         _ => "check the disk and the kernel's log",
     }
 }

@@ -60,6 +60,7 @@ pub(super) const TABLE: &[Shape] = &[
         "state",
         "term u64, vote u8; when 1: term u64, candidate 32, last term u64, last size u64, last root 32",
     ),
+    kept(HARD, "commits", "groups made durable so far u64"),
     kept(
         LOG,
         "first index u64",
@@ -78,6 +79,7 @@ pub(super) const META_DID: &str = "did";
 pub(super) const META_BLS: &str = "bls";
 pub(super) const META_GENESIS: &str = "genesis";
 pub(super) const HARD_STATE: &str = "state";
+pub(super) const COMMITS: &str = "commits";
 
 /// Headers in one value of [`HEADERS`]: the most that fit at their largest, by powers of two.
 pub(super) const HEADER_RUN: u64 = 64;

@@ -37,11 +37,14 @@ use crate::core::Write;
 use crate::ids::NodeId;
 use crate::limits::MAX_STORED_VALUE;
 use archive::Archive;
-use committer::Tail;
+use committer::{Shown, Tail};
 use disk::Disk;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Where the store lies within a node's data directory.
+pub const STORE_DIR: &str = "store";
 
 /// The open store of one node; cheap to clone. It is closed, and its directory unlocked, when the last clone and the
 /// committer are gone.
@@ -53,8 +56,10 @@ pub struct Store {
 #[derive(Debug)]
 struct Shared {
     disk: Disk,
-    /// The last durable index: nothing beyond it is shown.
+    /// The last index that is durable and not about to be replaced: nothing beyond it is shown. Changed only under
+    /// `shown`.
     last: AtomicU64,
+    shown: Mutex<Shown>,
     /// The newest durable head certificate.
     certificate: RwLock<Option<Arc<HeadCertificate>>>,
     /// Held for writing while entries are dropped, so that a reader never meets a log being cut.

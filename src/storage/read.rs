@@ -116,7 +116,7 @@ impl Store {
         LogIndex(1)
     }
 
-    /// The last durable index; zero while the log is empty.
+    /// The last index that is durable and that no write submitted replaces; zero while the log is empty.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {
         LogIndex(self.shared.last.load(Ordering::Acquire))

@@ -11,7 +11,7 @@ use super::committer::Tail;
 use super::disk::{BLOBS, CONF, DATA, Disk, LOCK, Trees, open_database};
 use super::error::{Damage, DurabilityError, Loss, OpenError, ReadError, fault};
 use super::layout::{
-    self, CERTIFICATES, HARD, HARD_STATE, META, META_BLS, META_DID, META_GENESIS, META_SCHEMA, SCHEMA,
+    self, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BLS, META_DID, META_GENESIS, META_SCHEMA, SCHEMA,
 };
 use super::read::{certificate, panic_message};
 use super::watermark::{NEXT, Watermark, WatermarkError};
@@ -91,9 +91,15 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// What the operating system refuses (no room, no permission, an unreadable sector) says nothing about what is stored;
+/// what sled cannot make sense of does.
+fn database(error: io::Error) -> Failure {
+    if error.raw_os_error().is_some() { Failure::Io(error) } else { Damage::Database(error).into() }
+}
+
 impl From<sled::Error> for Failure {
     fn from(error: sled::Error) -> Self {
-        Self::Damage(Damage::Database(fault(error)))
+        database(fault(error))
     }
 }
 
@@ -112,7 +118,7 @@ impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Durability(e) => e.into(),
-            ReadError::Io(e) => Damage::Database(e).into(),
+            ReadError::Io(e) => database(e),
             other => Damage::Database(io::Error::other(other)).into(),
         }
     }
@@ -140,12 +146,12 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
         other => Damage::Watermark(other).into(),
     })?;
     let torn_snapshots = tidy(dir)?;
-    let db = open_database(dir).map_err(Damage::Database)?;
+    let db = open_database(dir).map_err(database)?;
     let names = db.tree_names();
     if let Some(missing) = layout::trees().find(|name| !names.iter().any(|n| n == name.as_bytes())) {
         return Err(Damage::MissingTree(missing).into());
     }
-    let trees = Trees::open(&db).map_err(Damage::Database)?;
+    let trees = Trees::open(&db).map_err(database)?;
     let disk = Disk::new(dir, db, trees, lock)?;
     // What is read from here on may have been written by a process that was killed before its fsync. The core will
     // vouch for it as durable, so it is made durable first.
@@ -155,12 +161,28 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
 
     let identity = read_identity(&disk)?;
     let hard = read_hard_state(&disk, &identity, &mark)?;
+    let commits = layout::read_number_key(&record(&disk.trees.hard, HARD, COMMITS)?)
+        .map_err(|source| Damage::Record { tree: HARD, source })?;
     let scan = Scan::of(&disk, &mark)?;
+    if commits < mark.commits {
+        return Err(Loss::Writes { found: commits, promised: mark.commits }.into());
+    }
     if hard.term < scan.last_term {
         return Err(Damage::TermBehindLog { term: hard.term, last_term: scan.last_term }.into());
     }
     disk.make_durable()?;
-    finish(disk, identity, hard, mark, scan, torn_snapshots)
+    let found = Watermark {
+        did: identity.did,
+        last: LogIndex(scan.frontier.size()),
+        root: scan.frontier.root(),
+        hard,
+        commits,
+    };
+    if found != mark {
+        // The core will speak by what was found, without writing it again.
+        found.store(&disk.dir, &disk.dir_handle)?;
+    }
+    Ok(finish(disk, identity, found, scan, torn_snapshots))
 }
 
 fn lock(dir: &Path) -> Result<File, Failure> {
@@ -446,35 +468,33 @@ impl Certificates {
     }
 }
 
-fn finish(
-    disk: Disk,
-    identity: Identity,
-    hard: HardState,
-    mark: Watermark,
-    scan: Scanned,
-    torn_snapshots: u64,
-) -> Result<(Store, Recovered), Failure> {
+fn finish(disk: Disk, identity: Identity, mark: Watermark, scan: Scanned, torn_snapshots: u64) -> (Store, Recovered) {
     let Scanned { frontier, last_term, last_time, certificate, archive, window, mut report } = scan;
     report.torn_snapshots = torn_snapshots;
-    let last = LogIndex(frontier.size());
-    let found = Watermark { did: identity.did, hard: hard.clone(), last, root: frontier.root() };
-    if found != mark {
-        // The core will speak by what was found, without writing it again.
-        found.store(&disk.dir, &disk.dir_handle)?;
-    }
-    let certified = certificate.as_ref().map_or(0, |c| c.head.size);
+    let last = mark.last;
+    let tail = Tail {
+        frontier,
+        // What a cut can reach lies behind the newest certified head, and all of that is in the window.
+        checkpoints: VecDeque::from([window.before.clone()]),
+        last_term,
+        last_time,
+        hard: mark.hard.clone(),
+        certified: certificate.as_ref().map_or(0, |c| c.head.size),
+        commits: mark.commits,
+        mark,
+    };
     let restored = Restored {
-        hard: hard.clone(),
+        hard: tail.hard.clone(),
         certificate: certificate.clone(),
         frontier: window.before,
         terms: window.terms,
         last_proposed_at: window.last_time,
         tail: window.entries.into_iter().map(|(entry, ..)| entry).collect(),
     };
-    let tail = Tail { frontier, last_term, last_time, hard, certified, mark: found };
     let shared = Shared {
         disk,
         last: last.0.into(),
+        shown: Mutex::default(),
         certificate: RwLock::new(certificate),
         cutting: RwLock::new(()),
         casting: RwLock::new(()),
@@ -483,5 +503,5 @@ fn finish(
     };
     let Identity { did, bls, genesis } = identity;
     let recovered = Recovered { did, bls, genesis, restored, last_index: last, report };
-    Ok((Store { shared: Arc::new(shared) }, recovered))
+    (Store { shared: Arc::new(shared) }, recovered)
 }

@@ -5,7 +5,10 @@
 //! A store behind it has lost its memory and must not vote. The order is: store durable, then watermark durable, then
 //! the message leaves; and before entries are dropped it is durably lowered, so that it never claims what may be gone.
 //!
-//! Not found by it: rot of acknowledged entries newer than the last watermark (and not covered by a certificate).
+//! It also counts the groups ever made durable, so that what is lost at the end of the store shows whatever it was. It
+//! is raised at every vote, every few thousand entries, and whenever the committer has been idle for a moment.
+//!
+//! Not found by it: rot of what was acknowledged after the last watermark, under load or in the moment after it.
 
 use super::layout::{SCHEMA, read_hard_fields, write_hard_state};
 use crate::certificate::{FormatError, Reader, Writer};
@@ -23,7 +26,7 @@ pub(super) const NEXT: &str = "watermark.next";
 
 const MAGIC: &[u8; 8] = b"ccd-mark";
 const HARD_LENGTH: usize = 97;
-const BODY: usize = 8 + 2 + 32 + HARD_LENGTH + 8 + 32;
+const BODY: usize = 8 + 2 + 32 + HARD_LENGTH + 8 + 32 + 8;
 
 /// What was durable, at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub(super) struct Watermark {
     pub(super) last: LogIndex,
     /// The root over everything up to it.
     pub(super) root: Digest,
+    /// How many groups were made durable.
+    pub(super) commits: u64,
 }
 
 /// Why the watermark file says nothing.
@@ -64,7 +69,7 @@ impl Watermark {
         w.u16(SCHEMA).node(&self.did);
         let mut hard = write_hard_state(&self.hard);
         hard.resize(HARD_LENGTH, 0);
-        w.fixed(&hard).u64(self.last.0).digest(&self.root);
+        w.fixed(&hard).u64(self.last.0).digest(&self.root).u64(self.commits);
         debug_assert_eq!(w.0.len(), BODY);
         let sum = Sha256::digest(&w.0);
         w.fixed(&sum);
@@ -85,13 +90,14 @@ impl Watermark {
         let mut hard_bytes = Reader::new(r.fixed(HARD_LENGTH, "watermark.hard")?);
         let last = LogIndex(r.u64("watermark.last")?);
         let root = r.digest("watermark.root")?;
+        let commits = r.u64("watermark.commits")?;
         let sum: [u8; 32] = r.array("watermark.checksum")?;
         r.finish("watermark")?;
         let body = bytes.get(..BODY).ok_or(FormatError::Truncated { field: "watermark" })?;
         if Sha256::digest(body).as_slice() != sum {
             return Err(WatermarkError::Checksum);
         }
-        let mark = Self { did, hard: read_hard_fields(&mut hard_bytes)?, last, root };
+        let mark = Self { did, hard: read_hard_fields(&mut hard_bytes)?, last, root, commits };
         if mark.encode() != bytes {
             return Err(FormatError::NotCanonical { what: "watermark" }.into());
         }
@@ -130,7 +136,7 @@ mod tests {
             last_root: Digest([5; 32]),
         };
         let hard = HardState { term: Term(3), vote: vote.then_some(claim) };
-        Watermark { did: NodeId([1; 32]), hard, last: LogIndex(12), root: Digest([6; 32]) }
+        Watermark { did: NodeId([1; 32]), hard, last: LogIndex(12), root: Digest([6; 32]), commits: 77 }
     }
 
     #[test]

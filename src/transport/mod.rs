@@ -6,7 +6,7 @@
 //!
 //! Delivery is best effort: a frame that finds no connection or a full queue is dropped and counted, and Raft sends
 //! what matters again. An incoming frame is attributed to the DID that the connection's certificate proved
-//! ([`tls`]), never to anything the frame says.
+//! (`tls.rs`), never to anything the frame says.
 
 mod accept;
 mod dial;
@@ -357,12 +357,17 @@ impl Transport {
     /// Queues a frame for a peer. Never blocks: without a connection or room in the lane's queue, the frame is dropped
     /// and counted.
     pub fn send(&self, to: NodeId, frame: Frame) -> Sent {
-        let sent = match self.shared.members.get(&to) {
+        let lane = frame.lane();
+        let link = self.shared.members.get(&to);
+        let sent = match link.as_ref().map(|link| link.outlets()) {
             None => Sent::NotAMember,
-            Some(link) => match link.outlets().as_ref().map(|o| o.lane(frame.lane()).try_send(frame)) {
-                Some(Ok(())) => return Sent::Queued,
-                Some(Err(mpsc::error::TrySendError::Full(_))) => Sent::QueueFull,
-                Some(Err(mpsc::error::TrySendError::Closed(_))) | None => Sent::NotConnected,
+            Some(outlets) => match outlets.as_ref() {
+                None => Sent::NotConnected,
+                Some(outlets) => match outlets.lane(lane).try_send(frame) {
+                    Ok(()) => return Sent::Queued,
+                    Err(mpsc::error::TrySendError::Full(_)) => Sent::QueueFull,
+                    Err(mpsc::error::TrySendError::Closed(_)) => Sent::NotConnected,
+                },
             },
         };
         self.shared.frames_dropped.fetch_add(1, Ordering::Relaxed);

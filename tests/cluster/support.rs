@@ -5,7 +5,7 @@ use concordat::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, R
 use concordat::config::Config;
 use concordat::ids::{LogIndex, NodeId};
 use concordat::node::{self, Handle};
-use concordat::storage::Store;
+use concordat::storage::{STORE_DIR, Store};
 use concordat::transport::Identity;
 use serde_json::{Value, json};
 use std::future::Future;
@@ -50,7 +50,7 @@ impl Cluster {
             std::fs::create_dir(&dir).expect("a new directory");
             let identity = Identity::create(&dir).expect("an identity");
             let key = secret(n as u8, &identity.did());
-            Store::create(&dir, identity.did(), &key).expect("a store");
+            Store::create(&dir.join(STORE_DIR), identity.did(), &key).expect("a store");
             ids.push(identity.did());
             members.push(Member {
                 did: identity.did(),

@@ -97,6 +97,17 @@ pub(crate) fn append(entries: Vec<Arc<Entry>>) -> Write {
     Write { entries, ..Write::default() }
 }
 
+/// Numbers that are the same in every run.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    /// A number below `n`, which is not zero.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
 /// A store with its committer, driven synchronously.
 pub(crate) struct Driver {
     pub(crate) store: Store,

@@ -111,8 +111,7 @@ fn a_peer_that_was_killed_is_found_again_without_waiting_for_a_timeout() {
 async fn a_heartbeat_overtakes_appends_that_nobody_reads() {
     let options = Options { append_queue: 4, ..Options::default() };
     let [a, mut b] = cluster(&options).await;
-    while b.inbox.try_recv().is_some() {}
-    // Fill everything between the two: queue, stream window, inbox.
+    // Fill everything between the two: inbox, stream window, queue.
     let mut queued = 0;
     let mut refused_in_a_row = 0;
     within("the append lane to fill", async {
@@ -126,13 +125,15 @@ async fn a_heartbeat_overtakes_appends_that_nobody_reads() {
         }
     })
     .await;
-    let before = b.transport.stats().frames_received;
-    assert!(before < queued, "frames wait on the way");
+    // The greeting, what the inbox holds of the lane, and one that waits to enter: more is not read.
+    let stuck = 1 + 4 + 1;
+    eventually("the reader to be stuck", || b.transport.stats().frames_received == stuck).await;
+    assert!(queued > stuck, "frames wait on the way");
     for n in 0..10 {
         assert_eq!(a.transport.send(b.id(), heartbeat(n)), Sent::Queued);
     }
-    eventually("the heartbeats to arrive", || b.transport.stats().frames_received >= before + 10).await;
-    assert_eq!(a.transport.send(b.id(), ballot(u64::MAX, 60_000)), Sent::QueueFull, "the append lane is still full");
+    eventually("the heartbeats to arrive", || b.transport.stats().frames_received >= stuck + 10).await;
+    assert_eq!(b.transport.stats().frames_received, stuck + 10, "nothing but the heartbeats moved");
     for n in 0..10 {
         assert_eq!(b.recv().await.frame, heartbeat(n), "before every append that came earlier");
     }
@@ -144,13 +145,13 @@ async fn a_heartbeat_overtakes_appends_that_nobody_reads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_control_frames_does_not_starve_the_other_lanes() {
     let [a, mut b] = cluster(&Options::default()).await;
-    while b.inbox.try_recv().is_some() {}
+    within("the greeting", b.inbox.recv()).await;
     let before = b.transport.stats().frames_received;
     for n in 0..500 {
         a.send(&b.id(), &heartbeat(n)).await;
     }
     a.send(&b.id(), &ballot(0, 10)).await;
-    eventually("all frames", || b.transport.stats().frames_received == before + 501).await;
+    eventually("all frames", || b.transport.stats().frames_received >= before + 501).await;
     let mut position = 0;
     while b.recv().await.frame.lane() != Lane::Append {
         position += 1;

@@ -49,7 +49,7 @@ async fn a_strangers_certificate_is_refused() {
     let mut scene = scene().await;
     let key = ed25519();
     let did = did_of(&key).to_string();
-    let seen = scene.intrude(client_config(Some(Credentials::new(&key, &[did.clone()])), &[ALPN])).await;
+    let seen = scene.intrude(client_config(Some(Credentials::new(&key, std::slice::from_ref(&did))), &[ALPN])).await;
     assert!(seen.contains("is not a member"), "the stranger is told why: {seen}");
     scene.assert_refused(1, &format!("{did} is not a member")).await;
 }
@@ -59,7 +59,7 @@ async fn a_members_did_over_another_key_is_refused() {
     let mut scene = scene().await;
     let key = ed25519();
     let stolen = scene.other.id().to_string();
-    scene.intrude(client_config(Some(Credentials::new(&key, &[stolen.clone()])), &[ALPN])).await;
+    scene.intrude(client_config(Some(Credentials::new(&key, std::slice::from_ref(&stolen))), &[ALPN])).await;
     scene.assert_refused(1, &format!("the certificate is for {}, but its name says \"{stolen}\"", did_of(&key))).await;
 }
 

@@ -19,15 +19,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Far beyond what anything here takes; reached only by a failure.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
 }
 
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     within(what, async {
         while !condition() {
             tokio::task::yield_now().await;
@@ -36,25 +36,25 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     .await;
 }
 
-pub struct Node {
-    pub dir: tempfile::TempDir,
-    pub identity: Identity,
-    pub transport: Transport,
-    pub inbox: Inbox,
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) identity: Identity,
+    pub(crate) transport: Transport,
+    pub(crate) inbox: Inbox,
 }
 
-pub fn hello(name: &str) -> Frame {
+pub(crate) fn hello(name: &str) -> Frame {
     Frame::Hello { http: None, version: name.to_owned() }
 }
 
-pub fn identity() -> (tempfile::TempDir, Identity) {
+pub(crate) fn identity() -> (tempfile::TempDir, Identity) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let identity = Identity::create(dir.path()).expect("an identity");
     (dir, identity)
 }
 
 /// A node that listens and knows nobody yet.
-pub async fn node(options: Options) -> Node {
+pub(crate) async fn node(options: Options) -> Node {
     let (dir, identity) = identity();
     let (transport, inbox) =
         Transport::bind(&identity, LOOPBACK, Vec::new(), hello("test"), options).await.expect("a free port");
@@ -62,16 +62,16 @@ pub async fn node(options: Options) -> Node {
 }
 
 impl Node {
-    pub fn id(&self) -> NodeId {
+    pub(crate) fn id(&self) -> NodeId {
         self.identity.did()
     }
 
-    pub fn peer(&self) -> Peer {
+    pub(crate) fn peer(&self) -> Peer {
         Peer { id: self.id(), address: self.transport.local_addr().to_string() }
     }
 
     /// The next frame that is no `Hello`.
-    pub async fn recv(&mut self) -> Incoming {
+    pub(crate) async fn recv(&mut self) -> Incoming {
         loop {
             let incoming = within("a frame", self.inbox.recv()).await.expect("the transport is open");
             if !matches!(incoming.frame, Frame::Hello { .. }) {
@@ -81,7 +81,7 @@ impl Node {
     }
 
     /// Sends as soon as there is a connection.
-    pub async fn send(&self, to: &NodeId, frame: &Frame) {
+    pub(crate) async fn send(&self, to: &NodeId, frame: &Frame) {
         within("a connection to send on", async {
             while self.transport.send(*to, frame.clone()) != Sent::Queued {
                 tokio::task::yield_now().await;
@@ -92,7 +92,7 @@ impl Node {
 }
 
 /// Nodes that know each other and are connected both ways.
-pub async fn cluster<const N: usize>(options: &Options) -> [Node; N] {
+pub(crate) async fn cluster<const N: usize>(options: &Options) -> [Node; N] {
     let mut nodes = Vec::new();
     for _ in 0..N {
         nodes.push(node(options.clone()).await);
@@ -109,7 +109,7 @@ pub async fn cluster<const N: usize>(options: &Options) -> [Node; N] {
     nodes.try_into().unwrap_or_else(|_| unreachable!("N nodes were made"))
 }
 
-pub fn heartbeat(context: u64) -> Frame {
+pub(crate) fn heartbeat(context: u64) -> Frame {
     Frame::Core(Message::Heartbeat {
         term: Term(1),
         session: 1,
@@ -122,7 +122,7 @@ pub fn heartbeat(context: u64) -> Frame {
 }
 
 /// A frame of the append lane with a payload, numbered by its term.
-pub fn ballot(number: u64, size: usize) -> Frame {
+pub(crate) fn ballot(number: u64, size: usize) -> Frame {
     let origin = NodeId([7; 32]);
     Frame::Core(Message::Ballot {
         term: Term(number),
@@ -138,7 +138,7 @@ pub fn ballot(number: u64, size: usize) -> Frame {
     })
 }
 
-pub fn number_of(frame: &Frame) -> Option<u64> {
+pub(crate) fn number_of(frame: &Frame) -> Option<u64> {
     match frame {
         Frame::Core(Message::Ballot { term, .. }) => Some(term.0),
         Frame::Core(Message::Heartbeat { context, .. }) => Some(*context),
@@ -149,7 +149,7 @@ pub fn number_of(frame: &Frame) -> Option<u64> {
 
 /// What is logged on this thread while the guard lives.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -163,7 +163,7 @@ impl Write for Log {
 }
 
 impl Log {
-    pub fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -175,11 +175,11 @@ impl Log {
         (log, guard)
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("no writer panicked")).into_owned()
     }
 
-    pub fn count(&self, needle: &str) -> usize {
+    pub(crate) fn count(&self, needle: &str) -> usize {
         self.text().matches(needle).count()
     }
 }
@@ -234,35 +234,35 @@ impl ResolvesClientCert for Presents {
 }
 
 /// What a client shows of itself.
-pub struct Credentials {
-    pub chain: Vec<CertificateDer<'static>>,
-    pub key: PrivatePkcs8KeyDer<'static>,
+pub(crate) struct Credentials {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivatePkcs8KeyDer<'static>,
 }
 
 /// A certificate over a key with these URI names.
-pub fn certificate(key: &rcgen::KeyPair, names: &[String]) -> CertificateDer<'static> {
+pub(crate) fn certificate(key: &rcgen::KeyPair, names: &[String]) -> CertificateDer<'static> {
     let mut params = rcgen::CertificateParams::default();
     params.subject_alt_names =
         names.iter().map(|n| rcgen::SanType::URI(n.as_str().try_into().expect("ASCII"))).collect();
     params.self_signed(key).expect("a certificate").der().clone()
 }
 
-pub fn ed25519() -> rcgen::KeyPair {
+pub(crate) fn ed25519() -> rcgen::KeyPair {
     rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key")
 }
 
-pub fn did_of(key: &rcgen::KeyPair) -> NodeId {
+pub(crate) fn did_of(key: &rcgen::KeyPair) -> NodeId {
     NodeId(key.public_key_raw().try_into().expect("an Ed25519 key"))
 }
 
 impl Credentials {
     /// A certificate over a key, under any names.
-    pub fn new(key: &rcgen::KeyPair, names: &[String]) -> Self {
+    pub(crate) fn new(key: &rcgen::KeyPair, names: &[String]) -> Self {
         Self { chain: vec![certificate(key, names)], key: key.serialize_der().into() }
     }
 
     /// Those of a real node, read from its identity file as the node itself would.
-    pub fn of(node_dir: &std::path::Path) -> Self {
+    pub(crate) fn of(node_dir: &std::path::Path) -> Self {
         let pem = std::fs::read(node_dir.join(concordat::transport::IDENTITY_FILE)).expect("the identity file");
         let der = <PrivatePkcs8KeyDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(&pem).expect("PEM");
         let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519).expect("a key");
@@ -270,7 +270,7 @@ impl Credentials {
     }
 }
 
-pub fn client_config(credentials: Option<Credentials>, alpn: &[&[u8]]) -> quinn::ClientConfig {
+pub(crate) fn client_config(credentials: Option<Credentials>, alpn: &[&[u8]]) -> quinn::ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -289,19 +289,19 @@ pub fn client_config(credentials: Option<Credentials>, alpn: &[&[u8]]) -> quinn:
 }
 
 /// A client of its own, outside the code under test.
-pub fn client() -> quinn::Endpoint {
+pub(crate) fn client() -> quinn::Endpoint {
     quinn::Endpoint::client(LOOPBACK).expect("a free port")
 }
 
 /// A stream's opening bytes: its lane, then frames.
-pub fn stream_bytes(frames: &[Frame]) -> Vec<u8> {
+pub(crate) fn stream_bytes(frames: &[Frame]) -> Vec<u8> {
     let mut bytes = vec![frames.first().expect("at least one frame").lane().tag()];
     frames.iter().for_each(|f| f.encode_into(&mut bytes).expect("a frame"));
     bytes
 }
 
 /// Connects, sends what it can of a heartbeat, and returns why the connection ended.
-pub async fn intrude(client: &quinn::Endpoint, config: quinn::ClientConfig, target: SocketAddr) -> String {
+pub(crate) async fn intrude(client: &quinn::Endpoint, config: quinn::ClientConfig, target: SocketAddr) -> String {
     let attempt = async {
         let connection = client.connect_with(config, target, "concordat").expect("a valid address").await?;
         if let Ok(mut stream) = connection.open_uni().await {

@@ -7,7 +7,7 @@ use super::audit::{Audited, audit_node};
 use super::import::{self, LineOutcome, Lines};
 use super::output::{self, short};
 use super::verify::decode_receipt;
-use super::{Failure, call_failed, client};
+use super::{Failure, PATIENT, call_failed, client};
 use crate::api::{Status, Wait};
 use crate::certificate::VerifiedReceipt;
 use crate::client::Client;
@@ -109,7 +109,7 @@ impl Dev {
     /// Import, certify, audit, verify, sum up.
     async fn walk(&self, layout: &Layout, lines: &Lines, pids: &[Option<u32>]) -> Result<String, Failure> {
         let urls = layout.urls();
-        let everyone = client(&urls)?;
+        let everyone = client(&urls, PATIENT)?;
         let nodes: Vec<Client> = everyone.each().collect();
         until_led(&nodes, &urls).await?;
         let imported = import_all(&everyone, lines).await?;

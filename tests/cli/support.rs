@@ -1,0 +1,74 @@
+//! Runs the built program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    pub(crate) fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn succeeds(self) -> Self {
+        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Exit code 1 and one line `error: …` that says all of this.
+    #[track_caller]
+    pub(crate) fn fails_with(self, parts: &[&str]) -> Self {
+        self.fails_as(1, parts)
+    }
+
+    #[track_caller]
+    pub(crate) fn fails_as(self, code: i32, parts: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        let error = self.stderr.lines().find(|l| l.starts_with("error: ")).unwrap_or_default().to_owned();
+        for part in parts {
+            assert!(error.contains(part), "{part:?} is not in: {}", self.stderr);
+        }
+        self
+    }
+}
+
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_concordat"));
+    // What the developer's shell says about a cluster must not reach the tests.
+    command.env_remove("CONCORDAT_NODES").env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the program in `dir`.
+pub(crate) fn run(dir: &Path, arguments: &[&str]) -> Ran {
+    Ran::of(&program().current_dir(dir).args(arguments).output().unwrap())
+}
+
+pub(crate) fn init(dir: &Path, name: &str, port: u16) -> PathBuf {
+    run(dir, &["init", "--data", name, "--address", &format!("127.0.0.1:{port}")]).succeeds();
+    dir.join(name).join("member.json")
+}
+
+/// Three members and their genesis.json.
+pub(crate) fn three(dir: &Path) {
+    for (name, port) in [("a", 7001), ("b", 7002), ("c", 7003)] {
+        init(dir, name, port);
+    }
+    genesis(dir, "genesis.json", &["a", "b", "c"]).succeeds();
+}
+
+pub(crate) fn genesis(dir: &Path, out: &str, members: &[&str]) -> Ran {
+    let files: Vec<String> = members.iter().map(|m| format!("{m}/member.json")).collect();
+    let mut arguments = vec!["genesis", "--name", "test", "--quorum", "majority", "--out", out, "--member"];
+    arguments.extend(files.iter().map(String::as_str));
+    run(dir, &arguments)
+}

@@ -1,0 +1,289 @@
+//! Power loss, failing fsync and full disks: see README.md in this directory.
+
+mod history;
+mod model;
+mod trace;
+mod writer;
+
+use concordat::storage::Store;
+use history::History;
+use model::Dice;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+use trace::{Names, Op, Unsynced};
+use writer::Task;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// Not a test of its own: the other tests run this binary again, with this name and an environment.
+#[test]
+fn recorded_process() {
+    let Some(dir) = std::env::var_os("CRASH_DIR") else { return };
+    writer::run(&Task {
+        dir: dir.into(),
+        seed: number("CRASH_SEED").unwrap(),
+        steps: number("CRASH_STEPS").unwrap(),
+        abort: number("CRASH_ABORT") == Some(1),
+        single: number("CRASH_SINGLE") == Some(1),
+    });
+}
+
+/// A directory under record, on whatever disk the temporary directory is on.
+struct Recording {
+    temp: TempDir,
+    library: PathBuf,
+}
+
+impl Recording {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("recorded")).unwrap();
+        Self { library: writer::recorder(temp.path()), temp }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.temp.path().join("recorded").canonicalize().unwrap()
+    }
+
+    /// Runs the writer under record; says whether it ended well.
+    fn run(&self, settings: &[(&str, &str)]) -> bool {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "recorded_process", "--test-threads=1"]);
+        command.env("LD_PRELOAD", &self.library).env("RECORD_DIR", self.dir());
+        command.env("RECORD_LOG", self.temp.path().join("log")).env("CRASH_DIR", self.dir());
+        command.envs(settings.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().unwrap().success()
+    }
+
+    fn ops(&self) -> Vec<Op> {
+        trace::read(&self.temp.path().join("log"))
+    }
+
+    fn notes(&self) -> String {
+        fs::read_to_string(self.dir().join("notes")).unwrap()
+    }
+}
+
+/// The notes written up to an operation.
+fn notes(ops: &[Op]) -> String {
+    let written = ops.iter().filter(|op| op.kind == "W" && op.path == "notes");
+    written.map(|op| std::str::from_utf8(&op.data).unwrap()).collect()
+}
+
+/// Builds `states` crash states out of a recording and opens each; returns what went wrong.
+fn crash_states(recording: &Recording, states: u64, dice: &mut Dice) -> Vec<String> {
+    let ops = recording.ops();
+    let answers: Vec<usize> =
+        (0..ops.len()).filter(|&t| ops[t].path == "notes" && ops[t].data.first() == Some(&b'A')).collect();
+    assert!(answers.len() > 20, "{} answers in {} operations", answers.len(), ops.len());
+    let mut wrong = Vec::new();
+    for n in 0..states {
+        // A third of the crashes right after an answer: nothing has been written since that could help.
+        let end = if dice.below(3) == 0 { answers[dice.below(answers.len())] + 1 } else { 1 + dice.below(ops.len()) };
+        let names = [Names::Posix, Names::Journal][dice.below(2)];
+        let unsynced =
+            [Unsynced::Nothing, Unsynced::SomePages, Unsynced::SomePages, Unsynced::Everything][dice.below(4)];
+        let target = recording.temp.path().join("crashed");
+        trace::crash(&ops[..end], names, unsynced, dice, &target);
+        let history = History::read(&notes(&ops[..end]));
+        if let Err(what) = history.judge(&target.join("store")) {
+            wrong.push(format!("state {n}: after operation {end} of {}, {names:?}, {unsynced:?}: {what}", ops.len()));
+        }
+        fs::remove_dir_all(&target).unwrap();
+    }
+    wrong
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_power_fails() {
+    let states = number("CRASH_STATES").unwrap_or(60);
+    let seed = number("CRASH_SEED").unwrap_or(1);
+    let mut wrong = Vec::new();
+    // A run from creation to a clean end; and one that is killed twice, so that a process reads and vouches for what
+    // another has written but not fsynced.
+    let steps = number("CRASH_STEPS").unwrap_or(120).to_string();
+    let calm = Recording::new();
+    assert!(calm.run(&[("CRASH_SEED", &seed.to_string()), ("CRASH_STEPS", &steps)]));
+    wrong.extend(crash_states(&calm, states / 2, &mut Dice(seed)));
+    let killed = Recording::new();
+    for round in 1..=3 {
+        let seed = (seed * 10 + round).to_string();
+        let ended = killed.run(&[("CRASH_SEED", &seed), ("CRASH_STEPS", &steps), ("CRASH_ABORT", "1")]);
+        assert!(!ended, "it aborts");
+    }
+    wrong.extend(crash_states(&killed, states - states / 2, &mut Dice(seed + 1)));
+    assert!(wrong.is_empty(), "{} of {states} crash states:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Where the bytes of an entry were written, and when an fsync of that file that began later had returned.
+fn written_and_synced(ops: &[Op], needle: &[u8]) -> Option<(usize, usize)> {
+    let holds = |op: &Op| op.kind == "W" && op.path == "store/db" && op.data.windows(needle.len()).any(|w| w == needle);
+    let written = ops.iter().position(holds)?;
+    let begun = written + ops[written..].iter().position(|op| op.kind == "SB" && op.path == "store/db")?;
+    let synced = begun + ops[begun..].iter().position(|op| op.kind == "S" && op.path == "store/db")?;
+    Some((written, synced))
+}
+
+#[test]
+fn nothing_is_acknowledged_before_its_fsync() {
+    let recording = Recording::new();
+    assert!(recording.run(&[("CRASH_SEED", "5"), ("CRASH_STEPS", "60"), ("CRASH_SINGLE", "1")]));
+    let ops = recording.ops();
+    let mut checked = 0;
+    let mut log = Vec::new();
+    for (t, op) in
+        ops.iter().enumerate().filter(|(_, op)| op.kind == "W" && op.path == "notes" && op.data.first() == Some(&b'S'))
+    {
+        let step = History::step(std::str::from_utf8(&op.data).unwrap());
+        let write = step.write(&mut log);
+        let Some(last) = write.entries.last() else { continue };
+        let answer = format!("A {}\n", step.seq);
+        let answered = t + ops[t..].iter().position(|op| op.path == "notes" && op.data == answer.as_bytes()).unwrap();
+        let found = written_and_synced(&ops[t..], &last.body.salt);
+        let (written, synced) = found.unwrap_or_else(|| panic!("step {} was written and fsynced", step.seq));
+        assert!(
+            t + synced < answered,
+            "step {}: written at {}, fsynced at {}, acknowledged at {answered}",
+            step.seq,
+            t + written,
+            t + synced
+        );
+        checked += 1;
+    }
+    assert!(checked > 20, "{checked} steps with entries");
+}
+
+#[test]
+fn a_vote_is_in_the_watermark_before_it_is_acknowledged() {
+    let recording = Recording::new();
+    assert!(recording.run(&[("CRASH_SEED", "6"), ("CRASH_STEPS", "60"), ("CRASH_SINGLE", "1")]));
+    let ops = recording.ops();
+    let mut checked = 0;
+    for (t, op) in
+        ops.iter().enumerate().filter(|(_, op)| op.kind == "W" && op.path == "notes" && op.data.first() == Some(&b'S'))
+    {
+        let step = History::step(std::str::from_utf8(&op.data).unwrap());
+        if step.candidate == 0 {
+            continue;
+        }
+        let answer = format!("A {}\n", step.seq);
+        let until = t + ops[t..].iter().position(|op| op.path == "notes" && op.data == answer.as_bytes()).unwrap();
+        // In this order: the store fsynced, the new watermark written and fsynced, renamed, its directory fsynced.
+        let mut wanted = [
+            ("S", "store/db"),
+            ("W", "store/watermark.next"),
+            ("S", "store/watermark.next"),
+            ("MV", "store/watermark.next"),
+            ("S", "store"),
+        ]
+        .into_iter()
+        .peekable();
+        for op in &ops[t..until] {
+            if wanted.peek() == Some(&(op.kind.as_str(), op.path.as_str())) {
+                wanted.next();
+            }
+        }
+        assert_eq!(wanted.next(), None, "step {}", step.seq);
+        checked += 1;
+    }
+    assert!(checked > 5, "{checked} votes");
+}
+
+/// How many fdatasyncs of the data file begin after the first failed. (The database ends with an fsync of its own when
+/// it is dropped, on which nothing rests.)
+fn fdatasyncs_after_failure(ops: &[Op]) -> usize {
+    let failed = ops.iter().position(|op| op.kind == "F").expect("an fdatasync failed");
+    ops[failed..].iter().filter(|op| op.path == "store/db" && op.kind == "SB" && op.second == "data").count()
+}
+
+fn opens_with_all_that_was_acknowledged(recording: &Recording) {
+    let told: String =
+        recording.notes().lines().filter(|l| !l.starts_with(['E', 'X'])).flat_map(|l| [l, "\n"]).collect();
+    let history = History::read(&told);
+    assert!(history.acknowledged > 0);
+    history.judge(&recording.dir().join("store")).unwrap();
+}
+
+#[test]
+fn a_failed_fsync_stops_the_committer_and_is_never_retried() {
+    let recording = Recording::new();
+    recording.run(&[("CRASH_SEED", "7"), ("CRASH_STEPS", "200"), ("FAIL_SYNC_FROM", "25")]);
+    let told = recording.notes();
+    let errors: Vec<&str> = told.lines().filter(|l| l.starts_with('E')).collect();
+    assert_eq!(errors.len(), 1, "told once: {errors:?}");
+    assert!(errors[0].contains("fsync failed") && errors[0].contains("remount"), "{}", errors[0]);
+    assert_eq!(fdatasyncs_after_failure(&recording.ops()), 0);
+    assert!(told.lines().skip_while(|l| !l.starts_with('E')).all(|l| !l.starts_with('A')), "answers after the failure");
+    opens_with_all_that_was_acknowledged(&recording);
+}
+
+#[test]
+fn a_full_disk_stops_the_committer_and_loses_nothing_acknowledged() {
+    let recording = Recording::new();
+    recording.run(&[("CRASH_SEED", "8"), ("CRASH_STEPS", "800"), ("FULL_AFTER", "20000000")]);
+    let told = recording.notes();
+    let errors: Vec<&str> = told.lines().filter(|l| l.starts_with('E')).collect();
+    assert_eq!(errors.len(), 1, "told once: {errors:?}");
+    assert!(errors[0].contains("free disk space"), "{}", errors[0]);
+    opens_with_all_that_was_acknowledged(&recording);
+}
+
+#[test]
+fn a_full_disk_at_open_is_no_damage() {
+    let recording = Recording::new();
+    recording.run(&[("CRASH_SEED", "8"), ("CRASH_STEPS", "1"), ("FULL_AFTER", "1500")]);
+    let told = recording.notes();
+    assert!(told.contains("E cannot open") && told.contains("free disk space"), "{told}");
+    assert!(Store::open(&recording.dir().join("store")).is_ok(), "there is room again");
+}
+
+#[test]
+fn the_judge_finds_what_is_lost() {
+    let recording = Recording::new();
+    assert!(recording.run(&[("CRASH_SEED", "9"), ("CRASH_STEPS", "40")]));
+    let ops = recording.ops();
+    let target = recording.temp.path().join("crashed");
+    // As if no fsync had ever been: the store of a program that forgot it.
+    let unsynced: Vec<Op> =
+        ops.into_iter().filter(|op| !(matches!(op.kind.as_str(), "S") && op.path == "store/db")).collect();
+    trace::crash(&unsynced, Names::Journal, Unsynced::Nothing, &mut Dice(1), &target);
+    assert!(History::read(&notes(&unsynced)).judge(&target.join("store")).is_err());
+}
+
+/// A real full disk: a small tmpfs, in a mount namespace of the child's own.
+#[test]
+fn a_small_file_system_that_fills_up_is_survived() {
+    let recording = Recording::new();
+    let exe = std::env::current_exe().unwrap();
+    let script = r#"mount -t tmpfs -o size=12m tmpfs "$CRASH_DIR" && "$1" --exact recorded_process --test-threads=1 >/dev/null 2>&1; cp -r "$CRASH_DIR" "$2""#;
+    let kept = recording.temp.path().join("kept");
+    let run = |flags: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(flags).args(["sh", "-c", script, "sh"]).arg(&exe).arg(&kept);
+        command.env("CRASH_DIR", recording.dir()).env("CRASH_SEED", "10").env("CRASH_STEPS", "3000");
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+            && kept.join("notes").exists()
+    };
+    // As root, or as root of a user namespace; where neither may mount, the recorder's full disk (above) is the test.
+    if !run(&["--mount"]) && !run(&["--user", "--map-root-user", "--mount"]) {
+        println!("this system lets nobody mount: the small file system was not tried");
+        return;
+    }
+    full_disk_told(&kept);
+}
+
+fn full_disk_told(kept: &Path) {
+    let told = fs::read_to_string(kept.join("notes")).unwrap();
+    let errors: Vec<&str> = told.lines().filter(|l| l.starts_with('E')).collect();
+    // The notes are on the same full disk: the error may not have fitted, an acknowledgement that is there counts.
+    assert!(errors.iter().all(|e| e.contains("free disk space")), "{errors:?}");
+    let told: String = told.split_inclusive('\n').filter(|l| !l.starts_with(['E', 'X'])).collect();
+    let history = History::read(&told);
+    assert!(history.acknowledged > 0);
+    history.judge(&kept.join("store")).unwrap();
+    assert!(Store::open(&kept.join("store")).is_ok(), "there is room again");
+}

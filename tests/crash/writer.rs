@@ -1,0 +1,149 @@
+//! The process that is recorded: it writes to a store, and notes what it does and what was answered.
+
+use crate::history::Step;
+use crate::model::{DID, Dice, key, tree};
+use concordat::certificate::Entry;
+use concordat::ids::LogIndex;
+use concordat::storage::Store;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+/// What the parent asks for, by environment variables.
+pub(crate) struct Task {
+    pub(crate) dir: PathBuf,
+    pub(crate) seed: u64,
+    /// Steps to take, and whether to die by a signal afterwards instead of closing.
+    pub(crate) steps: u64,
+    pub(crate) abort: bool,
+    /// Wait for each answer, so that every step is a group of its own.
+    pub(crate) single: bool,
+}
+
+/// Notes survive the simulated power loss: they are read from the recording, not from the disk.
+fn note(mut notes: &File, line: &str) {
+    notes.write_all(line.as_bytes()).unwrap();
+}
+
+pub(crate) fn run(task: &Task) {
+    let dir = task.dir.join("store");
+    let notes = Arc::new(OpenOptions::new().append(true).create(true).open(task.dir.join("notes")).unwrap());
+    if !dir.exists() {
+        Store::create(&dir, DID, &key()).unwrap();
+        note(&notes, "C\n");
+    }
+    let (store, found) = match Store::open(&dir) {
+        Ok(opened) => opened,
+        Err(e) => return note(&notes, &format!("E {e}\n")),
+    };
+    let mut log = store.read(LogIndex(1), store.last_index(), usize::MAX).unwrap();
+    let hard = &found.restored.hard;
+    let candidate = hard.vote.map_or(0, |v| v.candidate.0[0]);
+    note(&notes, &format!("O {} {} {} {candidate}\n", log.len(), tree(&log).root(), hard.term));
+    let mut writer = Writer {
+        dice: Dice(task.seed),
+        seq: task.seed << 32,
+        term: hard.term.0,
+        certified: found.restored.certificate.map_or(0, |c| c.head.size),
+    };
+    let (tell, answers) = channel();
+    let answered = notes.clone();
+    let committer = store.start(move |answer| {
+        match &answer {
+            Ok(seq) => note(&answered, &format!("A {seq}\n")),
+            Err(e) => note(&answered, &format!("E {e}\n")),
+        }
+        drop(tell.send(answer.is_ok()));
+    });
+    let mut waiting = 0;
+    for _ in 0..task.steps {
+        let step = writer.next(&log);
+        note(&notes, &step.note());
+        let write = step.write(&mut log);
+        if committer.submit(step.seq, write).is_err() {
+            note(&notes, "X\n");
+            break;
+        }
+        waiting += 1;
+        if step.certificate > 0 && writer.dice.below(3) == 0 {
+            archive(&store, &log[..writer.certified as usize]);
+        }
+        if task.single || waiting > 8 || writer.dice.below(3) == 0 {
+            let Ok(true) = answers.recv() else { break };
+            waiting = 0;
+        }
+    }
+    if task.abort {
+        std::process::abort();
+    }
+    committer.close();
+}
+
+fn archive(store: &Store, certified: &[Arc<Entry>]) {
+    store.archive(&certified[store.archived() as usize..]).unwrap();
+}
+
+struct Writer {
+    dice: Dice,
+    seq: u64,
+    term: u64,
+    certified: u64,
+}
+
+impl Writer {
+    /// Mostly appends; now and then a new term (with or without a cut), a ballot answer, a certificate.
+    fn next(&mut self, log: &[Arc<Entry>]) -> Step {
+        self.seq += 1;
+        let last = log.len() as u64;
+        let mut step = Step { seq: self.seq, term: self.term, ..Step::default() };
+        match self.dice.below(20) {
+            0..=2 => self.new_term(&mut step),
+            3..=5 => {
+                self.new_term(&mut step);
+                let most = (last - self.certified).min(300) as usize;
+                step.first = last + 1 - self.dice.below(most + 1) as u64;
+                self.fill(&mut step);
+            }
+            6 | 7 => step.cast = self.seq,
+            8 | 9 if last > self.certified => {
+                step.certificate = last;
+                self.certified = last;
+            }
+            _ => {
+                if self.term == 0 {
+                    self.new_term(&mut step);
+                }
+                step.first = last + 1;
+                self.fill(&mut step);
+            }
+        }
+        step
+    }
+
+    fn new_term(&mut self, step: &mut Step) {
+        self.term += 1;
+        step.term = self.term;
+        step.candidate = 1 + self.dice.below(5) as u64;
+    }
+
+    fn fill(&mut self, step: &mut Step) {
+        (step.count, step.payload) = match self.dice.below(12) {
+            0 => (1 + self.dice.below(4) as u64, 60_000),
+            1 | 2 => (1 + self.dice.below(300) as u64, 256),
+            _ => (1 + self.dice.below(20) as u64, self.dice.below(1500) as u64),
+        };
+    }
+}
+
+/// The path of the library that records, compiled on first use.
+pub(crate) fn recorder(dir: &Path) -> PathBuf {
+    let library = dir.join("record.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crash/record.c");
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let mut command = std::process::Command::new(compiler);
+    let done = command.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+    assert!(done.expect("a C compiler, which building this crate needs too").success());
+    library
+}
