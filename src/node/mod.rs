@@ -108,9 +108,9 @@ pub enum StartError {
         /// This node.
         id: NodeId,
         /// In the genesis.
-        genesis: PublicKey,
+        genesis: Box<PublicKey>,
         /// In the store.
-        store: PublicKey,
+        store: Box<PublicKey>,
     },
     /// The peer port.
     #[error(transparent)]
@@ -139,7 +139,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         genesis.table.get(&id).ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?.clone();
     let own_key = recovered.bls.public();
     if row.bls_key != own_key {
-        return Err(StartError::ForeignKey { id, genesis: row.bls_key, store: own_key });
+        return Err(StartError::ForeignKey { id, genesis: Box::new(row.bls_key), store: Box::new(own_key) });
     }
 
     let clock = Clock::start();

@@ -28,9 +28,6 @@ pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, ReadError>) -> Result<
         .unwrap_or_else(|p| Err(ReadError::Panicked { message: panic_message(p.as_ref()) }))
 }
 
-/// Key and new value of a block that a cut shortens.
-pub(super) type CutBlock = ([u8; 8], Vec<u8>);
-
 impl Shared {
     /// Calls `each` with every stored entry from `from` to `to` (both included, encoded), until it says `false`.
     /// Durable or not: callers bound `to`.
@@ -63,11 +60,7 @@ impl Shared {
 
     /// What remains of the block in which `from` lies when the log is cut there: its key and its new value; `None` when
     /// a block ends just before `from`.
-<<<<<<< HEAD
-    pub(super) fn part_of_block(&self, from: LogIndex) -> Result<Option<CutBlock>, ReadError> {
-=======
     pub(super) fn part_of_block(&self, from: LogIndex) -> Result<Option<block::Row>, ReadError> {
->>>>>>> store
         let Some((key, value)) = self.disk.trees.log.get_lt(number_key(from.0))? else { return Ok(None) };
         let stored = Block::read(&key, &value).map_err(|source| block_error(&key, source))?;
         if stored.end() <= from {
