@@ -485,7 +485,7 @@ mod tests {
             assert_eq!(out, [1, 2, 3], "nothing is left behind");
             let mut value = vec![PROTOCOL_VERSION];
             rmp_serde::encode::write(&mut value, &frame).unwrap();
-            assert!(matches!(Frame::decode(&value), Err(DecodeError::OutOfBounds { .. })), "{frame:?}");
+            assert!(Frame::decode(&value).is_err(), "{frame:?}");
         }
         assert!(encode(&share(2)).len() > 100);
     }
