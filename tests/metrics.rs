@@ -61,7 +61,6 @@ asi_consensus_role_transitions_total{{from_role="leader",to_role="follower"}} 0
 asi_consensus_term 0
 # HELP concordat_alarms_total Alarms raised by this node; see its log.
 # TYPE concordat_alarms_total counter
-concordat_alarms_total{{kind="malformed_append"}} 0
 concordat_alarms_total{{kind="clock_out_of_bound"}} 0
 concordat_alarms_total{{kind="false_leader"}} 0
 concordat_alarms_total{{kind="malformed_append"}} 0

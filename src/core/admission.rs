@@ -4,7 +4,7 @@ use super::ballot::content;
 use super::{Admission, Ballot, Core, Effect, State, Submission, Underway};
 use crate::certificate::{Body, Entry, Header, Kind, Request, payload_hash};
 use crate::ids::{Digest, LogIndex, ProposalId};
-use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD};
+use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD, MAX_TTL_MS};
 
 impl Core {
     pub(super) fn submit(&mut self, handle: u64, submission: Submission) {
@@ -39,6 +39,8 @@ impl Core {
         if full || uncommitted >= self.options.max_uncommitted_bytes {
             return Admission::Backpressure;
         }
+        // A forwarded submission comes from a peer: its time to live is bounded here again.
+        let ttl_ms = ttl_ms.min(MAX_TTL_MS);
         let id = self.next_proposal_id(origin);
         if balloted {
             self.requests.insert(request.key(), Underway { id, content: content(&payload), index: LogIndex::ZERO });

@@ -3,7 +3,7 @@
 use super::{Ballot, CastVote, Core, Crypto, Effect, Held, Message, State};
 use crate::certificate::{AbortReason, Body, Header, Kind, Signature, SignedFor, Tally, VoteStatement, payload_hash};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
-use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD};
+use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD, MAX_TTL_MS};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Open {
 enum Answer {
     Wanted,
     Writing(bool),
-    Given(VoteStatement, SignedFor, Signature),
+    Given(Box<(VoteStatement, SignedFor, Signature)>),
 }
 
 /// A ballot at a member that was asked.
@@ -58,7 +58,7 @@ fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
     }
 }
 
-/// SHA-256 of a payload alone: what tells whether two submissions under one request key ask for the same.
+/// SHA-256 of a payload alone: tells whether two submissions under one request key ask for the same.
 #[must_use]
 pub fn content(payload: &[u8]) -> Digest {
     Digest(Sha256::digest(payload).into())
@@ -190,9 +190,14 @@ impl Core {
             ..self.proposal_header(kind, id, &ballot.request, &ballot.salt, &ballot.payload, ballot.required_quorum)
         };
         let ballot = Arc::unwrap_or_clone(ballot);
-        let payload = if kind == Kind::Proposal { ballot.payload } else { Vec::new() };
         self.requests.remove(&ballot.request.key());
-        self.append_entry(header, Body { salt: ballot.salt, request: Some(ballot.request), payload });
+        let request = Some(ballot.request);
+        let body = match kind {
+            Kind::Proposal => Body { salt: ballot.salt, request, payload: ballot.payload },
+            // A refused payload is not published, nor the salt that would let anyone try guesses at it.
+            _ => Body { request, ..Body::default() },
+        };
+        self.append_entry(header, body);
     }
 
     /// Leadership is gone: the origins submit again.
@@ -219,9 +224,12 @@ impl Core {
             return;
         }
         let id = ballot.id;
-        let until = self.now.mono + ballot.ttl_ms;
+        let until = self.now.mono + ballot.ttl_ms.min(MAX_TTL_MS);
         match self.asked.get(&id).map(|a| a.answer.clone()) {
-            Some(Answer::Given(statement, under, signature)) => self.give(id, statement, under, signature),
+            Some(Answer::Given(given)) => {
+                let (statement, under, signature) = *given;
+                self.give(id, statement, under, signature);
+            }
             Some(_) => {}
             None if self.asked.len() < MAX_BALLOTS => {
                 self.asked.insert(id, Asked { ballot: ballot.clone(), until, answer: Answer::Wanted });
@@ -262,7 +270,7 @@ impl Core {
         signature: Signature,
     ) {
         let Some(asked) = self.asked.get_mut(&id) else { return };
-        asked.answer = Answer::Given(statement, under, signature);
+        asked.answer = Answer::Given(Box::new((statement, under, signature)));
         self.give(id, statement, under, signature);
     }
 

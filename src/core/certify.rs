@@ -53,6 +53,8 @@ impl Follow {
     pub(super) fn forget_mark(&mut self) {
         self.mark = LogIndex::ZERO;
         self.offered = None;
+        // What is being signed is of no use any more, and the next leader's head need not wait for it.
+        self.signing = None;
     }
 }
 
@@ -62,7 +64,9 @@ impl Core {
     }
 
     pub(super) fn mark_sign_point(&mut self) {
-        let (term, size, certified) = (self.hard.term, self.log.last().0, self.certified_size());
+        let (term, size) = (self.hard.term, self.log.last().0);
+        // A certificate that only waits for our own disk is not made again.
+        let certified = self.follow.verified.as_ref().map_or(0, |c| c.head.size).max(self.certified_size());
         let State::Leader(lead) = &mut self.state else { return };
         let outstanding = lead.sign_point.as_ref().is_some_and(|s| s.head.size > certified);
         if !outstanding && size > certified && self.log.last_term() == term {
@@ -213,11 +217,7 @@ impl Core {
         let certificate = self.follow.verified.take().expect("just seen");
         self.committed = self.committed.max(index);
         self.certificate = Some(certificate.clone());
-        self.certificate_to_persist = Some(certificate.clone());
-        self.effects.push(Effect::Certified(certificate));
-        for to in self.others() {
-            self.send_certificate_to(to);
-        }
+        self.certificate_to_persist = Some(certificate);
     }
 
     /// Sends the newest certificate to a peer that holds what it covers and has not been sent it.

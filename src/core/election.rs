@@ -125,7 +125,7 @@ impl Core {
         let granted = free && self.is_voter() && self.log_is_current(claim.last_term, LogIndex(claim.last_size));
         if !granted {
             let message = Message::RequestVoteReply { term: self.hard.term, granted: false, signatures: Vec::new() };
-            self.unsealed.push(Held::Reply { to: from, message });
+            self.unsealed.push(Held::Reply { to: from, message: Box::new(message) });
             return;
         }
         if self.hard.vote.is_none() {
@@ -260,7 +260,7 @@ impl Core {
     }
 
     /// An append or heartbeat: from whom, of which term, and is the claim to lead proved?
-    pub(super) fn from_leader(&mut self, from: NodeId, message: Message) {
+    pub(super) fn on_leader_word(&mut self, from: NodeId, message: Message) {
         let (term, election) = match &message {
             Message::Append { term, election, .. } | Message::Heartbeat { term, election, .. } => {
                 (*term, election.clone())
@@ -270,7 +270,7 @@ impl Core {
         if term < self.hard.term {
             // The sender leads no more; our term frees it, and frees us if we are ahead by an election that failed.
             let reply = Message::HeartbeatReply { term: self.hard.term, session: 0, wall: self.now.wall, certified: 0 };
-            self.unsealed.push(Held::Reply { to: from, message: reply });
+            self.unsealed.push(Held::Reply { to: from, message: Box::new(reply) });
             return;
         }
         if self.leader == Some(self.id) && term == self.hard.term {
@@ -296,20 +296,25 @@ impl Core {
     }
 
     pub(super) fn on_leader_proved(&mut self, certificate: Arc<ElectionCertificate>, valid: bool) {
-        self.proving = false;
         let claim = certificate.claim;
-        let waiting = std::mem::take(&mut self.unproved);
-        if !valid {
-            self.effects.push(Effect::Alarm(Alarm::FalseLeader { claimant: claim.candidate, term: claim.term }));
+        if claim.term < self.hard.term {
+            // Of a leader that is gone; whoever is being proved now is another.
             return;
         }
-        if claim.term < self.hard.term {
+        self.proving = false;
+        let mut waiting = std::mem::take(&mut self.unproved);
+        if !valid {
+            self.effects.push(Effect::Alarm(Alarm::FalseLeader { claimant: claim.candidate, term: claim.term }));
+            waiting.retain(|m| m.0 != claim.candidate);
+            for (from, message) in waiting {
+                self.on_leader_word(from, message);
+            }
             return;
         }
         self.become_follower(claim.term, Some(claim.candidate));
         self.proof = Some(certificate);
         for (from, message) in waiting {
-            self.from_leader(from, message);
+            self.on_leader_word(from, message);
         }
     }
 

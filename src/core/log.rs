@@ -253,7 +253,8 @@ impl Log {
     /// Bytes of the entries above `index`.
     pub(super) fn bytes_above(&self, index: LogIndex) -> usize {
         let upto_last = self.window.back().map_or(0, |s| s.total);
-        let upto_index = self.slot(index).or(self.window.front()).map_or(0, |s| s.total);
+        let before_window = || self.window.front().map_or(0, |s| s.total - s.bytes as u64);
+        let upto_index = self.slot(index).map_or_else(before_window, |s| s.total);
         usize::try_from(upto_last - upto_index).unwrap_or(usize::MAX)
     }
 }

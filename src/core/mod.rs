@@ -37,6 +37,10 @@ use progress::Progress;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+/// A message of a term further ahead than this is nonsense (elections take a quarter of a second at least, so this many
+/// take 34 years), and taken seriously a few of them would leave no terms to count in.
+const MAX_TERM_AHEAD: u64 = 1 << 32;
+
 /// What a node may choose for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
@@ -105,7 +109,7 @@ enum Held {
     /// Tell the leader how far its log is durable here.
     Ack { to: NodeId, term: Term, session: u64, upto: LogIndex },
     /// A reply that tells a new term, or a refusal.
-    Reply { to: NodeId, message: Message },
+    Reply { to: NodeId, message: Box<Message> },
     /// Sign the vote for this claim (and, when it is our own, ask the others).
     Vote { claim: crate::certificate::ElectionClaim },
     /// Sign the answer to a ballot.
@@ -363,6 +367,9 @@ impl Core {
         if !self.tables.iter().any(|t| t.table.get(&from).is_some()) {
             return;
         }
+        if message.term().is_some_and(|t| t.0 > self.hard.term.0.saturating_add(MAX_TERM_AHEAD)) {
+            return;
+        }
         match message {
             Message::PreVote { term, last_index, last_term } => self.on_pre_vote(from, term, last_index, last_term),
             Message::PreVoteReply { term, granted, wall } => self.on_pre_vote_reply(from, term, granted, wall),
@@ -370,7 +377,7 @@ impl Core {
             Message::RequestVoteReply { term, granted, signatures } => {
                 self.on_request_vote_reply(from, term, granted, signatures);
             }
-            message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.from_leader(from, message),
+            message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.on_leader_word(from, message),
             Message::AppendReply { term, session, result } => self.on_append_reply(from, term, session, result),
             Message::HeartbeatReply { term, session, wall, certified } => {
                 self.on_heartbeat_reply(from, term, session, wall, certified);
@@ -406,7 +413,7 @@ impl Core {
             let hard = std::mem::take(&mut self.hard_dirty).then(|| self.hard.clone());
             let appended = !entries.is_empty();
             let voted = hard.is_some();
-            let seq = self.emit_write(Write { hard, entries, cast: None, certificate });
+            let seq = self.emit_write(Write { hard, entries, cast: None, certificate: certificate.clone() });
             if voted {
                 self.hard_seq = seq;
             }
@@ -414,11 +421,18 @@ impl Core {
                 self.log.issue(seq);
             }
         }
+        if let Some(certificate) = certificate {
+            self.effects.push(Effect::Certified(certificate));
+            for to in self.others() {
+                self.send_certificate_to(to);
+            }
+        }
         let seq = self.next_seq - 1;
         for held in std::mem::take(&mut self.unsealed) {
             if self.is_durable(&held) {
                 self.let_go(held);
-            } else {
+            } else if self.held.back().is_none_or(|h| h.1 != held) {
+                // A leader asks again and again while a disk hangs; one answer to the same question is enough.
                 self.held.push_back((seq, held));
             }
         }
@@ -467,7 +481,13 @@ impl Core {
                     self.send(to, Message::AppendReply { term, session, result });
                 }
             }
-            Held::Reply { to, message } => self.send(to, message),
+            Held::Reply { to, mut message } => {
+                // The clock as it is when the answer leaves: waiting for the disk must not look like a clock difference.
+                if let Message::HeartbeatReply { wall, .. } = &mut *message {
+                    *wall = self.now.wall;
+                }
+                self.send(to, *message);
+            }
             Held::Vote { claim } => self.on_vote_durable(claim),
             Held::Cast { id } => self.on_cast_durable(id),
         }

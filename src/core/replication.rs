@@ -308,7 +308,7 @@ impl Core {
             let hint_term = self.log.term_at(hint_index).unwrap_or_default();
             let result = AppendResult::Mismatch { refused: prev.index, hint_index, hint_term };
             let message = Message::AppendReply { term, session, result };
-            self.unsealed.push(Held::Reply { to: from, message });
+            self.unsealed.push(Held::Reply { to: from, message: Box::new(message) });
             return;
         }
         if let (Some(theirs), Some(ours)) = (prev.root, self.log.root_at(prev.index))
@@ -390,7 +390,7 @@ impl Core {
             wall: self.now.wall,
             certified: self.certificate.as_ref().map_or(0, |c| c.head.size),
         };
-        self.unsealed.push(Held::Reply { to: from, message });
+        self.unsealed.push(Held::Reply { to: from, message: Box::new(message) });
     }
 
     /// Never regresses, never passes the last entry.

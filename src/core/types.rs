@@ -264,6 +264,26 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// The term that a receiver may adopt from it.
+    pub(super) fn term(&self) -> Option<Term> {
+        match self {
+            Self::PreVote { term, .. }
+            | Self::PreVoteReply { term, .. }
+            | Self::RequestVoteReply { term, .. }
+            | Self::Append { term, .. }
+            | Self::AppendReply { term, .. }
+            | Self::Heartbeat { term, .. }
+            | Self::HeartbeatReply { term, .. }
+            | Self::ProofWanted { term }
+            | Self::Ballot { term, .. }
+            | Self::Vote { term, .. } => Some(*term),
+            Self::RequestVote { claim } => Some(claim.term),
+            Self::HeadShare { .. } | Self::Certificate(_) => None,
+        }
+    }
+}
+
 /// What became of an `Append`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AppendResult {

@@ -363,7 +363,7 @@ impl Owner {
         self.shared.telemetry.alarm(alarm);
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let core = &self.core;
         let matched = self.shared.table.table.members().iter();
         let view = View {

@@ -43,6 +43,7 @@ async fn the_signers_are_exactly_the_members_whose_grant_is_proved() {
         }
     };
     let (status, ()) = tokio::join!(answer, votes);
+    cluster.settled().await;
     let receipt = cluster.node(1).receipt(status.index.expect("placed")).expect("a receipt");
     let proved = receipt.verify(&cluster.genesis).expect("verifies");
     let mut granted = vec![cluster.ids[0], cluster.ids[1]];

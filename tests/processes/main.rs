@@ -1,0 +1,194 @@
+//! The main job as it is run for real: three `serve` processes, the whole file of registry updates, and `kill -9`.
+
+mod nodes;
+
+use concordat::client::{self, Client, Page};
+use concordat::ids::LogIndex;
+use concordat::registry::Agent;
+use futures::StreamExt;
+use nodes::{DEADLINE, Nodes, program};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const UPDATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/registry-updates.jsonl");
+const LINES: usize = 5661;
+
+/// Agents by id and config by key, as applying the file line by line leaves them.
+fn sequential_replay() -> (BTreeMap<String, Agent>, BTreeMap<String, Value>) {
+    let (mut agents, mut config) = (BTreeMap::new(), BTreeMap::new());
+    let text = std::fs::read_to_string(UPDATES).expect("the fixture");
+    for line in text.lines() {
+        let update: Value = serde_json::from_str(line).expect("JSON");
+        match update["op"].as_str().expect("op") {
+            "register" => {
+                let agent: Agent = serde_json::from_value(update["agent"].clone()).expect("an agent");
+                agents.insert(agent.agent_id.clone(), agent);
+            }
+            "deregister" => {
+                agents.remove(update["agent_id"].as_str().expect("agent_id"));
+            }
+            "set_status" => {
+                let agent = agents.get_mut(update["agent_id"].as_str().expect("agent_id")).expect("registered");
+                agent.status = serde_json::from_value(update["status"].clone()).expect("a status");
+            }
+            "set_config" => {
+                config.insert(update["key"].as_str().expect("key").to_owned(), update["value"].clone());
+            }
+            other => panic!("unknown operation {other}"),
+        }
+    }
+    (agents, config)
+}
+
+async fn registry_of(node: &Client) -> (BTreeMap<String, Agent>, BTreeMap<String, Value>) {
+    let mut agents = BTreeMap::new();
+    let mut from = Some(0);
+    while let Some(offset) = from {
+        let page = node.find(None, None, Page { from: offset, limit: 1000 }).await.expect("a page").answer;
+        agents.extend(page.agents.into_iter().map(|r| (r.agent.agent_id.clone(), r.agent)));
+        from = page.next;
+    }
+    let config = node.configs(Page::default()).await.expect("config").answer;
+    (agents, config.configs.into_iter().map(|c| (c.key, c.record.value)).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_update_gets_one_outcome_while_leaders_and_followers_are_killed() {
+    let mut nodes = Nodes::start(3).await;
+    let all = nodes.client();
+
+    // A reader that stays connected over all failovers.
+    let stream = all.commits(LogIndex(1));
+    let reader = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        let mut stream = stream;
+        while seen.len() < LINES {
+            let event = stream.next().await.expect("the stream does not end").expect("the stream does not fail");
+            assert!(event.certificate.is_some());
+            seen.push((event.index, event.request_id));
+        }
+        seen
+    });
+
+    let mut command = program();
+    command.args(["propose", "--file", UPDATES, "--concurrency", "64", "--json", "--patience", "120"]);
+    for url in nodes.urls() {
+        command.args(["--node", &url]);
+    }
+    let mut import = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("the importer starts");
+    let output = BufReader::new(import.stdout.take().expect("piped"));
+    let done = Arc::new(AtomicUsize::new(0));
+    let counter = done.clone();
+    let outcomes = std::thread::spawn(move || {
+        let parse = |line: std::io::Result<String>| -> Value {
+            serde_json::from_str(&line.expect("output")).expect("a line of JSON")
+        };
+        let mut outcomes = Vec::new();
+        for outcome in output.lines().map(parse) {
+            outcomes.push(outcome);
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        outcomes
+    });
+
+    // Three leaders and two followers, spread over the run, each after the last victim has rejoined.
+    for (at, leader) in [(600, true), (1500, false), (2400, true), (3300, true), (4200, false)] {
+        nodes::until("the import has come far enough", async || (done.load(Ordering::Relaxed) >= at).then_some(()))
+            .await;
+        let victim = nodes.pick(leader).await;
+        nodes.kill(victim);
+        nodes.restart(victim).await;
+        nodes.rejoined(victim).await;
+        assert!(
+            done.load(Ordering::Relaxed) < LINES,
+            "the import was over before the victim of line {at} had rejoined"
+        );
+    }
+
+    let status = tokio::task::spawn_blocking(move || import.wait()).await.expect("waited").expect("exit status");
+    let outcomes = outcomes.join().expect("the outcomes are read");
+    assert!(status.success(), "{status}");
+
+    let numbers: BTreeSet<u64> = outcomes.iter().filter_map(|o| o["line"].as_u64()).collect();
+    assert_eq!((outcomes.len(), numbers.len()), (LINES, LINES), "every line gets exactly one outcome");
+    assert!(outcomes.iter().all(|o| o["state"] == "certified"), "no line is lost");
+    let places: BTreeSet<u64> = outcomes.iter().filter_map(|o| o["index"].as_u64()).collect();
+    assert_eq!(places.len(), LINES, "no two lines share an entry");
+
+    let seen = tokio::time::timeout(DEADLINE, reader).await.expect("the reader sees everything").expect("no panic");
+    assert!(seen.is_sorted_by(|a, b| a.0 < b.0), "the stream shows every index once, in order");
+    let requests: BTreeSet<&String> = seen.iter().map(|s| &s.1).collect();
+
+    let (agents, config) = sequential_replay();
+    assert_eq!(agents.len(), 4818);
+    nodes.settled().await;
+    for node in all.each() {
+        let (found, found_config) = registry_of(&node).await;
+        assert!(found == agents, "{} agents at a node", found.len());
+        assert_eq!(found_config, config);
+        let status = node.status().await.expect("status");
+        assert_eq!(status.certified_index, status.last_index, "every entry has a certificate");
+    }
+    // A repeat may stand in the log when a line was sent again after its leader died; it changes nothing.
+    assert!(requests.len() <= LINES);
+
+    for url in nodes.urls() {
+        let audit = program().args(["audit", "--genesis"]).arg(nodes.genesis()).args(["--node", &url]).output();
+        let audit = audit.expect("the auditor runs");
+        assert!(
+            audit.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&audit.stdout),
+            String::from_utf8_lossy(&audit.stderr)
+        );
+    }
+    verify_receipts(&nodes, &all, &outcomes).await;
+}
+
+/// Receipts of the run, good and tampered, against the independent verifier.
+async fn verify_receipts(nodes: &Nodes, all: &Client, outcomes: &[Value]) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let verify = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/verify_receipt.py");
+    let run = |file: &std::path::Path| {
+        let output = std::process::Command::new("python3").arg(verify).arg(nodes.genesis()).arg(file).output();
+        output.expect("python3 runs").status.success()
+    };
+    for outcome in [&outcomes[0], &outcomes[LINES / 2], &outcomes[LINES - 1]] {
+        let index = LogIndex(outcome["index"].as_u64().expect("an index"));
+        let bytes = all.receipt(index).await.expect("a receipt").to_vec();
+        let (good, bad) = (dir.path().join("good.bin"), dir.path().join("bad.bin"));
+        let mut tampered = bytes.clone();
+        let middle = tampered.len() / 2;
+        tampered[middle] ^= 1;
+        std::fs::write(&good, &bytes).expect("written");
+        std::fs::write(&bad, &tampered).expect("written");
+        assert!(
+            run(&good),
+            "entry {index}: the independent verifier accepts it (it needs `pip install py_ecc==8.0.0`)"
+        );
+        assert!(!run(&bad), "entry {index}: the independent verifier refuses a changed bit");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_killed_and_restarted_serves_what_it_had_acknowledged() {
+    let mut nodes = Nodes::start(3).await;
+    let all = Client::new(nodes.urls(), client::Options::default()).expect("a client");
+    let mut last = LogIndex::ZERO;
+    for n in 0..3 {
+        let propose = concordat::api::Propose::new(serde_json::json!({"op": "set_config", "key": "k", "value": n}));
+        last = all.propose_with(propose).await.expect("certified").index.expect("placed");
+        let victim = nodes.pick(false).await;
+        nodes.kill(victim);
+        nodes.restart(victim).await;
+        nodes.rejoined(victim).await;
+    }
+    for node in all.each() {
+        let record = node.config("k").await.expect("the key");
+        assert_eq!((record.answer.record.value, record.answer.record.revision), (serde_json::json!(2), last));
+    }
+}

@@ -1,0 +1,18 @@
+//! A deterministic simulator of whole clusters: the real core, in virtual time, over a simulated network, disk and
+//! pool of signers. See README.md beside this file.
+
+mod chain;
+mod client;
+mod coverage;
+mod crypto;
+mod disk;
+mod invariants;
+mod machine;
+mod members;
+mod net;
+mod rng;
+mod scenarios;
+mod shell;
+mod sweep;
+mod trace;
+mod world;

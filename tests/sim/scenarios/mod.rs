@@ -1,0 +1,16 @@
+//! Behaviours by name, each in a cluster brought into the state in question.
+
+mod admission;
+mod ballots;
+mod certificates;
+mod clocks;
+mod durability;
+mod elections;
+mod replication;
+
+use crate::world::{Config, World};
+
+/// A cluster that keeps all effects for the test to read.
+fn cluster(nodes: usize, seed: u64) -> World {
+    World::new(Config { record: true, ..Config::new(nodes, seed) })
+}
