@@ -49,7 +49,7 @@ impl Log {
         Store::create(dir, DID, &SecretKey::generate(&[1; 32])).expect("a fresh directory");
         let (store, _) = Store::open(dir).expect("it was just made");
         let (tell, durable) = channel();
-        let committer = store.start(move |answer| drop(tell.send(answer.expect("the disk works"))));
+        let committer = store.start(move |answer| tell.send(answer.expect("the disk works")).unwrap_or_default());
         Self { committer, durable, next: 1, seq: 0 }
     }
 
@@ -134,7 +134,7 @@ fn read(c: &mut Criterion) {
     Store::create(&dir, DID, &SecretKey::generate(&[1; 32])).expect("a fresh directory");
     let (store, _) = Store::open(&dir).expect("it was just made");
     let (tell, durable) = channel();
-    let committer = store.start(move |answer| drop(tell.send(answer.expect("the disk works"))));
+    let committer = store.start(move |answer| tell.send(answer.expect("the disk works")).unwrap_or_default());
     let entries: Vec<_> = (1..=20_000).map(|i| entry(i, 256)).collect();
     let mut seq = 0;
     for part in entries.chunks(128) {
