@@ -5,9 +5,9 @@ use ::blst::{BLST_ERROR, MultiPoint as _};
 use std::collections::BTreeSet;
 
 /// Domain separation of signatures (draft-irtf-cfrg-bls-signature, section 4.2.3).
-pub(super) const SIGNATURE_DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
+pub const SIGNATURE_DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 /// Domain separation of proofs of possession.
-pub(super) const POP_DST: &[u8] = b"BLS_POP_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
+pub const POP_DST: &[u8] = b"BLS_POP_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 
 /// The bit of a compressed point's first byte that tells `y` from `−y`.
 const SIGN_BIT: u8 = 0x20;
@@ -309,10 +309,12 @@ mod tests {
     #[test]
     fn shares_are_judged_one_by_one_when_any_of_them_is_wrong() {
         let mut shares: Vec<_> = (1..=5).map(|i| (key(i).public(), key(i).sign(STATEMENT))).collect();
+        assert!(verify_together(&shares, STATEMENT, &mut counting()), "one pairing check for all");
         assert_eq!(verify_shares(&shares, STATEMENT, &mut counting()), [true; 5]);
         assert_eq!(verify_shares(&shares[..1], STATEMENT, &mut counting()), [true]);
         assert!(verify_shares(&[], STATEMENT, &mut counting()).is_empty());
         shares[2].1 = key(3).sign(b"another");
+        assert!(!verify_together(&shares, STATEMENT, &mut counting()));
         shares[4].1 = Signature([0xff; 96]);
         assert_eq!(verify_shares(&shares, STATEMENT, &mut counting()), [true, true, false, true, false]);
     }

@@ -209,7 +209,7 @@ pub fn root_from_path(leaf_hash: Digest, leaf: u64, size: u64, path: &[Digest]) 
 
 /// A right border node without a sibling stands, unhashed, for its parent too.
 fn skip_missing_levels(at: &mut u64, last: &mut u64) {
-    while *at % 2 == 0 && *at != 0 {
+    while at.is_multiple_of(2) && *at != 0 {
         (*at, *last) = (*at >> 1, *last >> 1);
     }
 }

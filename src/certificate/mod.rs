@@ -25,7 +25,7 @@ pub use head::{CertificateError, ElectionCertificate, Half, HeadCertificate};
 pub use header::{
     AbortReason, Body, Entry, EntryError, HEADER_VERSION, Header, Kind, Request, Tally, TallySide, payload_hash,
 };
-pub use keys::{KeyError, PublicKey, SecretKey, Signature, aggregate, verify_shares};
+pub use keys::{KeyError, POP_DST, PublicKey, SIGNATURE_DST, SecretKey, Signature, aggregate, verify_shares};
 pub use outcome::OutcomeError;
 pub use receipt::{CommitCertificate, Receipt, ReceiptError, VerifiedReceipt};
 pub use statement::{ElectionClaim, Head, SignedFor, VoteStatement};
