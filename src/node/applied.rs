@@ -65,7 +65,11 @@ impl Applier {
     }
 }
 
+/// Entries between two looks for ballot answers that need not be kept any longer.
+const FORGET_EVERY: u64 = 16_384;
+
 fn run(batches: &Receiver<Vec<Arc<Entry>>>, shared: &Shared, mailbox: &Mailbox) {
+    let mut forget_at = LogIndex::ZERO;
     while let Ok(mut entries) = batches.recv() {
         while entries.len() < BATCH {
             let Ok(more) = batches.try_recv() else { break };
@@ -75,6 +79,15 @@ fn run(batches: &Receiver<Vec<Arc<Entry>>>, shared: &Shared, mailbox: &Mailbox) 
         if let Err(why) = shared.store.archive(&entries) {
             mailbox.fail(format!("the indexes of committed entries cannot be written: {why}"));
             return;
+        }
+        if last >= forget_at {
+            forget_at = LogIndex(last.0 + FORGET_EVERY);
+            // Past by both clocks: the log's, and the one by which this node refuses to answer late.
+            let now = entries.last().map_or(0, |e| e.header.proposed_at).min(super::clock::wall_ms());
+            if let Err(why) = shared.store.forget_casts(now) {
+                mailbox.fail(format!("ballot answers past their deadline cannot be deleted: {why}"));
+                return;
+            }
         }
         {
             let mut replica = shared.replica_mut();

@@ -250,6 +250,10 @@ impl Owner {
     // ---- ballots ----
 
     fn on_asked(&mut self, ballot: Arc<Ballot>) {
+        // Past its deadline the record of an earlier answer may be gone, and another could contradict it.
+        if ballot.request.deadline_ms < self.shared.clock.now().wall {
+            return;
+        }
         let key = (ballot.request.key(), crate::core::content(&ballot.payload));
         let recorded = match self.recent_casts.get(&key) {
             Some(granted) => Some(*granted),

@@ -17,13 +17,13 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Real nodes on loopback.
-pub struct Cluster {
+pub(crate) struct Cluster {
     root: tempfile::TempDir,
-    pub genesis: Genesis,
-    pub ids: Vec<NodeId>,
+    pub(crate) genesis: Genesis,
+    pub(crate) ids: Vec<NodeId>,
     addresses: Vec<SocketAddr>,
-    pub nodes: Vec<Option<Handle>>,
-    pub config: Config,
+    pub(crate) nodes: Vec<Option<Handle>>,
+    pub(crate) config: Config,
 }
 
 /// Free UDP ports; all are held at once so that they differ.
@@ -40,7 +40,7 @@ fn secret(seed: u8, salt: &NodeId) -> SecretKey {
 
 impl Cluster {
     /// Keys, stores and a genesis for as many members as policies; nothing runs yet.
-    pub fn prepare(policies: &[Policy]) -> Self {
+    pub(crate) fn prepare(policies: &[Policy]) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         let addresses = free_ports(policies.len());
         let mut ids = Vec::new();
@@ -68,7 +68,7 @@ impl Cluster {
     }
 
     /// All members run and agree on a leader.
-    pub async fn start(policies: &[Policy]) -> Self {
+    pub(crate) async fn start(policies: &[Policy]) -> Self {
         let mut cluster = Self::prepare(policies);
         for n in 0..policies.len() {
             cluster.start_node(n).await;
@@ -77,11 +77,11 @@ impl Cluster {
         cluster
     }
 
-    pub fn data(&self, n: usize) -> PathBuf {
+    pub(crate) fn data(&self, n: usize) -> PathBuf {
         self.root.path().join(n.to_string())
     }
 
-    pub fn options(&self, n: usize) -> node::Options {
+    pub(crate) fn options(&self, n: usize) -> node::Options {
         node::Options {
             data: self.data(n),
             genesis: self.genesis.clone(),
@@ -91,26 +91,26 @@ impl Cluster {
         }
     }
 
-    pub async fn start_node(&mut self, n: usize) {
+    pub(crate) async fn start_node(&mut self, n: usize) {
         self.nodes[n] = Some(node::start(self.options(n)).await.expect("the node starts"));
     }
 
-    pub async fn stop_node(&mut self, n: usize) {
+    pub(crate) async fn stop_node(&mut self, n: usize) {
         if let Some(node) = self.nodes[n].take() {
             node.close().await;
         }
     }
 
-    pub fn node(&self, n: usize) -> &Handle {
+    pub(crate) fn node(&self, n: usize) -> &Handle {
         self.nodes[n].as_ref().expect("the node runs")
     }
 
-    pub fn running(&self) -> impl Iterator<Item = &Handle> {
+    pub(crate) fn running(&self) -> impl Iterator<Item = &Handle> {
         self.nodes.iter().flatten()
     }
 
     /// The leader that all running nodes agree on.
-    pub async fn leader(&self) -> usize {
+    pub(crate) async fn leader(&self) -> usize {
         let leader = until("all nodes follow one leader", || async {
             let views: Vec<Status> = self.running().map(Handle::status).collect();
             let leader = views.first()?.leader?;
@@ -122,13 +122,13 @@ impl Cluster {
         self.ids.iter().position(|id| *id == leader).expect("the leader is a member")
     }
 
-    pub async fn follower(&self) -> usize {
+    pub(crate) async fn follower(&self) -> usize {
         let leader = self.leader().await;
         (0..self.nodes.len()).find(|n| *n != leader && self.nodes[*n].is_some()).expect("a follower")
     }
 
     /// Every running node has certified and applied everything up to the same index.
-    pub async fn settled(&self) -> LogIndex {
+    pub(crate) async fn settled(&self) -> LogIndex {
         until("all nodes certify and apply the same log", || async {
             let views: Vec<Status> = self.running().map(Handle::status).collect();
             let last = views.iter().map(|v| v.last_index).max()?;
@@ -138,7 +138,7 @@ impl Cluster {
         .await
     }
 
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         for n in 0..self.nodes.len() {
             self.stop_node(n).await;
         }
@@ -146,7 +146,7 @@ impl Cluster {
 }
 
 /// Waits for a condition with a deadline.
-pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let poll = async {
         let mut tick = tokio::time::interval(Duration::from_millis(5));
         loop {
@@ -160,16 +160,16 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: 
 }
 
 /// Whatever a future gives, within the deadline.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("within {DEADLINE:?}: {what}"))
 }
 
-pub fn set_config(key: &str, value: &str) -> Value {
+pub(crate) fn set_config(key: &str, value: &str) -> Value {
     json!({"op": "set_config", "key": key, "value": value})
 }
 
 /// Proposes and demands that it is certified.
-pub async fn certify(node: &Handle, propose: Propose) -> ProposalStatus {
+pub(crate) async fn certify(node: &Handle, propose: Propose) -> ProposalStatus {
     let propose = Propose { wait_ms: Some(30_000), ..propose };
     let status = within("the proposal is answered", node.submit(propose)).await.expect("the proposal is taken");
     assert_eq!(status.state, ProposalState::Certified, "{status:?}");
