@@ -41,8 +41,9 @@ pub(super) struct Applier {
 impl Applier {
     pub(super) fn start(shared: Arc<Shared>, mailbox: Arc<Mailbox>) -> std::io::Result<Self> {
         let (queue, batches) = sync_channel(QUEUE);
-        let thread =
-            std::thread::Builder::new().name("apply".into()).spawn(move || run(&batches, &shared, &mailbox))?;
+        let thread = std::thread::Builder::new().name("apply".into()).spawn(move || {
+            mailbox.guard("the state machine's thread", || run(&batches, &shared, &mailbox));
+        })?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 

@@ -190,11 +190,13 @@ impl Pool {
             .map(|n| {
                 let (queue, signer, mailbox) = (queue.clone(), signer.clone(), mailbox.clone());
                 std::thread::Builder::new().name(format!("crypto-{n}")).spawn(move || {
-                    while let Some(job) = queue.next() {
-                        if let Some(input) = signer.execute(job) {
-                            mailbox.put(input);
+                    mailbox.guard("a signing thread", || {
+                        while let Some(job) = queue.next() {
+                            if let Some(input) = signer.execute(job) {
+                                mailbox.put(input);
+                            }
                         }
-                    }
+                    });
                 })
             })
             .collect::<Result<_, _>>()?;

@@ -3,6 +3,7 @@
 
 use crate::core::Input;
 use crate::ids::LogIndex;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
@@ -45,6 +46,13 @@ impl Mailbox {
     pub(super) fn fail(&self, why: String) {
         self.failure.lock().expect("no holder of this lock panics").get_or_insert(why);
         self.wake.notify_one();
+    }
+
+    /// Runs a thread's work; a panic in it stops the node for all to see.
+    pub(super) fn guard(&self, what: &str, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.fail(format!("internal error: {what} panicked; please report it with the log"));
+        }
     }
 
     pub(super) fn take(&self) -> Mail {

@@ -78,7 +78,8 @@ impl Owner {
                 n = self.events.recv_many(&mut events, BATCH) => if n == 0 { events.push(Event::Close) },
                 frame = self.incoming.recv() => match frame {
                     Some(frame) => frames.push(frame),
-                    None => events.push(Event::Close),
+                    // Only this task closes the transport, after the loop.
+                    None => self.stop = Some(Ended::Halted("the socket to the peers failed; see the log".into())),
                 },
                 () = self.mailbox.ready() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
