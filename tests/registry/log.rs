@@ -29,7 +29,8 @@ impl Log {
 
     fn push(&mut self, kind: Kind, request: Option<Request>, payload: Vec<u8>) -> Outcome {
         let index = self.next();
-        let salt = [7; 16];
+        // What was refused is never published, and with it its salt.
+        let salt = if kind == Kind::Aborted { [0; 16] } else { [7; 16] };
         let proposal_id =
             request.is_some().then_some(ProposalId { term: Term(1), seq: index.0, origin: NodeId([1; 32]) });
         let header = Header {
