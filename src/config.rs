@@ -546,7 +546,8 @@ mod tests {
     }
 
     const SET: &str = r#"{"op":"set_config","key":"routing/strategy","value":1}"#;
-    const REGISTER: &str = r#"{"op":"register","agent":{"agent_id":"a-1","display_name":"","endpoint":""}}"#;
+    const REGISTER: &str =
+        r#"{"op":"register","agent":{"agent_id":"a-1","display_name":"A","endpoint":"https://a.example"}}"#;
 
     #[test]
     fn without_rules_everything_valid_is_granted() {

@@ -363,8 +363,8 @@ mod tests {
             Frame::Core(Message::HeadShare { head, signatures: vec![(under(), Signature([7; 96]))] }),
             Frame::Core(Message::Certificate(Arc::new(HeadCertificate { head, halves: vec![half(), half()] }))),
             Frame::Core(Message::Ballot { term: Term(4), ballot: Arc::new(ballot) }),
-            Frame::Core(Message::RequestVote { claim: claim(), transfer: false }),
-            Frame::Core(Message::ReadIndexReply { context: u64::MAX, index: None }),
+            Frame::Core(Message::RequestVote { claim: claim() }),
+            Frame::Core(Message::ProofWanted { term: Term(u64::MAX) }),
             Frame::Submit { handle: 1, submission: submission(vec![0; 1000]) },
             Frame::Submitted { handle: 1, admission: Admission::InvalidQuorum { least: 2, most: 3 } },
             Frame::Submitted { handle: 2, admission: Admission::Backpressure },
@@ -405,11 +405,12 @@ mod tests {
     #[test]
     fn the_bytes_of_a_frame_are_fixed() {
         let hello = Frame::Hello { http: None, version: "1".into() };
-        let heartbeat = Frame::Core(Message::HeartbeatReply { term: Term(1), session: 300, context: 0, wall: 1 << 40 });
+        let heartbeat =
+            Frame::Core(Message::HeartbeatReply { term: Term(1), session: 300, wall: 1 << 40, certified: 0 });
         assert_eq!(hex::encode(encode(&hello)), "0000000c0181a548656c6c6f92c0a131");
         assert_eq!(
             hex::encode(encode(&heartbeat)),
-            "000000260181a4436f726581ae4865617274626561745265706c799401cd012c00cf0000010000000000"
+            "000000260181a4436f726581ae4865617274626561745265706c799401cd012ccf000001000000000000"
         );
     }
 
@@ -484,7 +485,7 @@ mod tests {
             assert_eq!(out, [1, 2, 3], "nothing is left behind");
             let mut value = vec![PROTOCOL_VERSION];
             rmp_serde::encode::write(&mut value, &frame).unwrap();
-            assert!(matches!(Frame::decode(&value), Err(DecodeError::OutOfBounds { .. })), "{frame:?}");
+            assert!(Frame::decode(&value).is_err(), "{frame:?}");
         }
         assert!(encode(&share(2)).len() > 100);
     }

@@ -257,7 +257,8 @@ fn refused(write: Write, expected: impl Fn(&CommitError) -> bool) {
     assert!(expected(&error), "{error}");
     assert!(driver.answers.recv().is_err(), "one answer, then none");
     assert_eq!(driver.committer.submit(99, append(entries(11, 1, 3, 0, 1))), Err(Stopped));
-    assert_eq!(all(&driver.store), log);
+    // What was to be replaced is shown no more, but it is there.
+    assert!(log.starts_with(&all(&driver.store)));
     driver.close();
     assert_eq!(Store::open(&dir).unwrap().1.restored.tail, log);
 }

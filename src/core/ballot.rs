@@ -58,6 +58,8 @@ fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
     }
 }
 
+/// SHA-256 of a payload alone: tells whether two submissions under one request key ask for the same.
+#[must_use]
 pub fn content(payload: &[u8]) -> Digest {
     Digest(Sha256::digest(payload).into())
 }

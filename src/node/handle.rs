@@ -91,11 +91,8 @@ impl Handle {
         tokio::select! {
             biased;
             applied = &mut done => return applied.map(|()| true).map_err(|_| ProposeError::Closed),
-            answer = &mut taken => match answer {
-                Ok(answer) => status.id = Some(answer?),
-                // Routed to nobody because it is applied already: `done` says so.
-                Err(_) => {}
-            },
+            // Told nothing: it was routed to nobody because it is applied already, and `done` says so.
+            answer = &mut taken => if let Ok(answer) = answer { status.id = Some(answer?) },
         }
         if wait == Wait::Accepted {
             return Ok(false);

@@ -75,10 +75,10 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     /// The store.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(Box<OpenError>),
     /// The store belongs to another cluster.
     #[error(transparent)]
-    Pin(#[from] PinError),
+    Pin(Box<PinError>),
     /// The log cannot be read back.
     #[error("the log cannot be read back: {0}")]
     Read(#[from] ReadError),
@@ -108,9 +108,9 @@ pub enum StartError {
         /// This node.
         id: NodeId,
         /// In the genesis.
-        genesis: PublicKey,
+        genesis: Box<PublicKey>,
         /// In the store.
-        store: PublicKey,
+        store: Box<PublicKey>,
     },
     /// The peer port.
     #[error(transparent)]
@@ -139,7 +139,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         genesis.table.get(&id).ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?.clone();
     let own_key = recovered.bls.public();
     if row.bls_key != own_key {
-        return Err(StartError::ForeignKey { id, genesis: row.bls_key, store: own_key });
+        return Err(StartError::ForeignKey { id, genesis: Box::new(row.bls_key), store: Box::new(own_key) });
     }
 
     let clock = Clock::start();
@@ -218,8 +218,8 @@ async fn supervise(owner: Owner, shared: Arc<Shared>) {
 /// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
 async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
-        let (store, recovered) = Store::open(&data.join(STORE_DIR))?;
-        store.pin_genesis(&genesis)?;
+        let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(|e| StartError::Open(Box::new(e)))?;
+        store.pin_genesis(&genesis).map_err(|e| StartError::Pin(Box::new(e)))?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
         let mut replica = Replica::default();
         let mut next = LogIndex(1);

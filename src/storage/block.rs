@@ -39,6 +39,9 @@ pub enum BlockError {
     },
 }
 
+/// A key and a value of the `log` tree.
+pub(super) type Row = ([u8; 8], Vec<u8>);
+
 /// Collects entries until they are a block.
 #[derive(Debug)]
 pub(super) struct Builder {
@@ -67,7 +70,7 @@ impl Builder {
     }
 
     /// The key and the value.
-    pub(super) fn finish(self) -> ([u8; 8], Vec<u8>) {
+    pub(super) fn finish(self) -> Row {
         let key = super::layout::number_key(self.first.0);
         let mut w = Writer::default();
         w.u8(VERSION).u16(self.count).digest(&self.root_before).fixed(&self.entries.0);

@@ -60,7 +60,7 @@ impl Shared {
 
     /// What remains of the block in which `from` lies when the log is cut there: its key and its new value; `None` when
     /// a block ends just before `from`.
-    pub(super) fn part_of_block(&self, from: LogIndex) -> Result<Option<([u8; 8], Vec<u8>)>, ReadError> {
+    pub(super) fn part_of_block(&self, from: LogIndex) -> Result<Option<block::Row>, ReadError> {
         let Some((key, value)) = self.disk.trees.log.get_lt(number_key(from.0))? else { return Ok(None) };
         let stored = Block::read(&key, &value).map_err(|source| block_error(&key, source))?;
         if stored.end() <= from {

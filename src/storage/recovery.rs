@@ -153,12 +153,6 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
     }
     let trees = Trees::open(&db).map_err(database)?;
     let disk = Disk::new(dir, db, trees, lock)?;
-    // What is read from here on may have been written by a process that was killed before its fsync. The core will
-    // vouch for it as durable, so it is made durable first.
-    File::open(dir.join(CONF))?.sync_all()?;
-    disk.make_durable()?;
-    disk.dir_handle.sync_all()?;
-
     let identity = read_identity(&disk)?;
     let hard = read_hard_state(&disk, &identity, &mark)?;
     let commits = layout::read_number_key(&record(&disk.trees.hard, HARD, COMMITS)?)
@@ -170,7 +164,11 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
     if hard.term < scan.last_term {
         return Err(Damage::TermBehindLog { term: hard.term, last_term: scan.last_term }.into());
     }
+    // What was read may have been written by a process that was killed before its fsync. The core will vouch for it as
+    // durable, so it is made durable first, and only then the watermark says so.
+    File::open(dir.join(CONF))?.sync_all()?;
     disk.make_durable()?;
+    disk.dir_handle.sync_all()?;
     let found = Watermark {
         did: identity.did,
         last: LogIndex(scan.frontier.size()),

@@ -163,6 +163,7 @@ impl<'a> History<'a> {
 pub(crate) fn crash(ops: &[Op], names: Names, unsynced: Unsynced, dice: &mut Dice, target: &Path) {
     let history = History::of(ops);
     let (files, dirs) = surviving_names(&history, ops.len(), names, unsynced, dice);
+    fs::create_dir_all(target).unwrap();
     for dir in dirs {
         fs::create_dir_all(target.join(dir)).unwrap();
     }

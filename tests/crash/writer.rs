@@ -55,7 +55,8 @@ pub(crate) fn run(task: &Task) {
             Ok(seq) => note(&answered, &format!("A {seq}\n")),
             Err(e) => note(&answered, &format!("E {e}\n")),
         }
-        drop(tell.send(answer.is_ok()));
+        // The other end is gone once the writer has seen a failure.
+        tell.send(answer.is_ok()).unwrap_or_default();
     });
     let mut waiting = 0;
     for _ in 0..task.steps {

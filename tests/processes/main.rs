@@ -97,12 +97,16 @@ async fn every_update_gets_one_outcome_while_leaders_and_followers_are_killed() 
 
     // Three leaders and two followers, spread over the run, each after the last victim has rejoined.
     for (at, leader) in [(600, true), (1500, false), (2400, true), (3300, true), (4200, false)] {
-        nodes::until("the import has come far enough", async || (done.load(Ordering::Relaxed) >= at).then_some(())).await;
+        nodes::until("the import has come far enough", async || (done.load(Ordering::Relaxed) >= at).then_some(()))
+            .await;
         let victim = nodes.pick(leader).await;
         nodes.kill(victim);
         nodes.restart(victim).await;
         nodes.rejoined(victim).await;
-        assert!(done.load(Ordering::Relaxed) < LINES, "the import was over before the victim of line {at} had rejoined");
+        assert!(
+            done.load(Ordering::Relaxed) < LINES,
+            "the import was over before the victim of line {at} had rejoined"
+        );
     }
 
     let status = tokio::task::spawn_blocking(move || import.wait()).await.expect("waited").expect("exit status");
@@ -135,7 +139,12 @@ async fn every_update_gets_one_outcome_while_leaders_and_followers_are_killed() 
     for url in nodes.urls() {
         let audit = program().args(["audit", "--genesis"]).arg(nodes.genesis()).args(["--node", &url]).output();
         let audit = audit.expect("the auditor runs");
-        assert!(audit.status.success(), "{}{}", String::from_utf8_lossy(&audit.stdout), String::from_utf8_lossy(&audit.stderr));
+        assert!(
+            audit.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&audit.stdout),
+            String::from_utf8_lossy(&audit.stderr)
+        );
     }
     verify_receipts(&nodes, &all, &outcomes).await;
 }
@@ -157,7 +166,10 @@ async fn verify_receipts(nodes: &Nodes, all: &Client, outcomes: &[Value]) {
         tampered[middle] ^= 1;
         std::fs::write(&good, &bytes).expect("written");
         std::fs::write(&bad, &tampered).expect("written");
-        assert!(run(&good), "entry {index}: the independent verifier accepts it (it needs `pip install py_ecc==8.0.0`)");
+        assert!(
+            run(&good),
+            "entry {index}: the independent verifier accepts it (it needs `pip install py_ecc==8.0.0`)"
+        );
         assert!(!run(&bad), "entry {index}: the independent verifier refuses a changed bit");
     }
 }

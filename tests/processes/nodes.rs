@@ -48,7 +48,9 @@ impl Nodes {
         let http = tcp.iter().map(|s| s.local_addr().expect("bound").to_string()).collect();
         drop((udp, tcp));
         let mut genesis = program();
-        genesis.args(["genesis", "--name", "test", "--quorum", "majority", "--out"]).arg(root.path().join("genesis.json"));
+        genesis
+            .args(["genesis", "--name", "test", "--quorum", "majority", "--out"])
+            .arg(root.path().join("genesis.json"));
         for (n, address) in peers.iter().enumerate() {
             let data = root.path().join(n.to_string());
             let made = program().args(["init", "--address", address, "--data"]).arg(&data).output().expect("init runs");

@@ -29,7 +29,7 @@ impl Log {
 
     fn push(&mut self, kind: Kind, request: Option<Request>, payload: Vec<u8>) -> Outcome {
         let index = self.next();
-        // What was refused is never published, and with it its salt.
+        // The salt of a payload that is not stored is not stored either.
         let salt = if kind == Kind::Aborted { [0; 16] } else { [7; 16] };
         let proposal_id =
             request.is_some().then_some(ProposalId { term: Term(1), seq: index.0, origin: NodeId([1; 32]) });

@@ -245,6 +245,6 @@ fn the_table_of_rooms_is_in_order_and_names_only_what_exists() {
             let wanted = format!("{name}::");
             files.iter().any(|(path, text)| path.starts_with(*place) && !lines_with(&code(text), &wanted).is_empty())
         };
-        assert!(places.iter().any(|place| is_used(&place)), "{name} is used nowhere: remove its row");
+        assert!(places.iter().any(is_used), "{name} is used nowhere: remove its row");
     }
 }

@@ -7,10 +7,7 @@ use std::collections::BTreeSet;
 /// Whether cargo builds a file by itself.
 fn is_root(path: &str) -> bool {
     let parts: Vec<_> = path.split('/').collect();
-    match parts.as_slice() {
-        ["src", "lib.rs" | "main.rs"] | ["tests" | "benches", _] | ["tests", _, "main.rs"] => true,
-        _ => false,
-    }
+    matches!(parts.as_slice(), ["src", "lib.rs" | "main.rs"] | ["tests" | "benches", _] | ["tests", _, "main.rs"])
 }
 
 /// `mod name;` declarations with their `#[path]`, if any. Works on lines: rustfmt gives each its own.

@@ -238,6 +238,6 @@ async fn a_frame_is_attributed_to_the_certificate_that_brought_it() {
         last_size: 1,
         last_root: concordat::ids::Digest::ZERO,
     };
-    other.send(&target.id(), &Frame::Core(Message::RequestVote { claim, transfer: false })).await;
+    other.send(&target.id(), &Frame::Core(Message::RequestVote { claim })).await;
     assert_eq!(target.recv().await.from, other.id());
 }

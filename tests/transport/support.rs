@@ -115,8 +115,7 @@ pub(crate) fn heartbeat(context: u64) -> Frame {
         session: 1,
         commit: LogIndex(1),
         sign_point: LogIndex(0),
-        context,
-        wall: 0,
+        wall: context,
         election: None,
     })
 }
@@ -141,7 +140,7 @@ pub(crate) fn ballot(number: u64, size: usize) -> Frame {
 pub(crate) fn number_of(frame: &Frame) -> Option<u64> {
     match frame {
         Frame::Core(Message::Ballot { term, .. }) => Some(term.0),
-        Frame::Core(Message::Heartbeat { context, .. }) => Some(*context),
+        Frame::Core(Message::Heartbeat { wall, .. }) => Some(*wall),
         Frame::Submit { handle, .. } => Some(*handle),
         _ => None,
     }

@@ -1,0 +1,10 @@
+//! The HTTP interface and the remote client, against real nodes: real QUIC, real sled, real keys.
+
+mod operations;
+mod proposals;
+mod queries;
+mod served;
+mod streams;
+#[path = "../cluster/support.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each of the tests that share it uses a part")]
+mod support;
