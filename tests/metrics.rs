@@ -176,3 +176,25 @@ fn promtool_finds_nothing_to_complain_about() {
         assert!(output.status.success() && said.is_empty(), "promtool check metrics says\n{said}");
     }
 }
+
+/// Names of metrics in the alert rules that no node exposes.
+fn unknown_metrics(rules: &str, exposed: &str) -> BTreeSet<String> {
+    let types: BTreeSet<&str> =
+        exposed.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let words = rules.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(|line| {
+        // Colons belong to the names of recorded rules, which are not exposed.
+        line.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+    });
+    let metrics = words.filter(|word| word.starts_with("asi_consensus_") || word.starts_with("concordat_"));
+    let metrics = metrics.map(|word| word.trim_end_matches("_bucket"));
+    metrics.filter(|name| !types.contains(name)).map(str::to_owned).collect()
+}
+
+#[test]
+fn alerts_are_built_on_metrics_that_exist() {
+    let rules = include_str!("../ops/prometheus/alerts.yml");
+    let exposed = Telemetry::new([PEER]).render();
+    assert_eq!(unknown_metrics(rules, &exposed), BTreeSet::new());
+    let planted = "expr: rate(concordat_fsyncs_total[5m]) > job:concordat_x:rate5m + asi_consensus_term";
+    assert_eq!(unknown_metrics(planted, &exposed), BTreeSet::from(["concordat_fsyncs_total".to_owned()]));
+}
