@@ -1,7 +1,7 @@
 //! The HTTP/JSON interface of a node: plaintext HTTP/1.1, on loopback only until access control exists.
 //!
-//! A request passes [`guard`] (who may ask), then one handler, which reads it ([`extract`]), asks the node's
-//! [`Handle`] and answers; whatever goes wrong becomes an answer in [`error`], and nowhere else. `routes` lists what
+//! A request passes `guard` (who may ask), then one handler, which reads it (`extract`), asks the node's
+//! [`Handle`] and answers; whatever goes wrong becomes an answer in `error`, and nowhere else. `routes` lists what
 //! there is; `docs/openapi.json`, served at `/v1/openapi.json`, describes it.
 //!
 //! Everything is bounded: connections, streams, store queries at once, request heads and bodies, their time, pages,

@@ -3,5 +3,7 @@
 #[path = "../support/certificates.rs"]
 mod certificates;
 mod offline;
+#[path = "../support/ports.rs"]
+mod ports;
 mod support;
 mod walk;

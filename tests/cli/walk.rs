@@ -13,11 +13,8 @@ use tempfile::tempdir;
 /// The file that a node locks in its store.
 const LOCK: &str = "lock";
 
-/// Ports are chosen by the system, so that tests run beside each other and beside a developer's own federation.
 fn free_port() -> String {
-    // A base of its own for each call; `dev` replaces what is taken.
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().port().min(60_000).to_string()
+    crate::ports::free_port().to_string()
 }
 
 fn once(dir: &Path, more: &[&str]) -> Ran {
@@ -128,13 +125,16 @@ impl Dev {
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut nodes = String::new();
-        for line in stdout.lines().map(Result::unwrap) {
+        let mut lines = stdout.lines().map(Result::unwrap);
+        for line in lines.by_ref() {
             if let Some((_, rest)) = line.split_once("CONCORDAT_NODES=") {
                 nodes = rest.trim_end_matches("):").to_owned();
                 break;
             }
         }
         assert!(!nodes.is_empty(), "dev ended before its summary; see {}", dir.join("d/n1.log").display());
+        // Read on, or dev would end because nobody reads what it prints.
+        std::thread::spawn(move || lines.for_each(drop));
         Self { child, nodes }
     }
 

@@ -3,5 +3,7 @@
 
 mod ballots;
 mod lifecycle;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proposals;
 mod support;

@@ -1,5 +1,6 @@
 //! Clusters of real nodes for tests.
 
+use crate::ports::free_port;
 use concordat::api::{ProposalState, ProposalStatus, Propose, Role, Status};
 use concordat::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role as MemberRole, SecretKey};
 use concordat::config::Config;
@@ -9,7 +10,7 @@ use concordat::storage::{STORE_DIR, Store};
 use concordat::transport::Identity;
 use serde_json::{Value, json};
 use std::future::Future;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,12 +27,6 @@ pub(crate) struct Cluster {
     pub(crate) config: Config,
 }
 
-/// Free UDP ports; all are held at once so that they differ.
-fn free_ports(count: usize) -> Vec<SocketAddr> {
-    let held: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port")).collect();
-    held.iter().map(|s| s.local_addr().expect("bound")).collect()
-}
-
 fn secret(seed: u8, salt: &NodeId) -> SecretKey {
     let mut ikm = salt.0;
     ikm[0] ^= seed;
@@ -42,7 +37,8 @@ impl Cluster {
     /// Keys, stores and a genesis for as many members as policies; nothing runs yet.
     pub(crate) fn prepare(policies: &[Policy]) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let addresses = free_ports(policies.len());
+        let addresses: Vec<SocketAddr> =
+            policies.iter().map(|_| SocketAddr::from(([127, 0, 0, 1], free_port()))).collect();
         let mut ids = Vec::new();
         let mut members = Vec::new();
         for (n, (policy, address)) in policies.iter().zip(&addresses).enumerate() {

@@ -1,6 +1,8 @@
 //! The HTTP interface and the remote client, against real nodes: real QUIC, real sled, real keys.
 
 mod operations;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proposals;
 mod queries;
 mod served;

@@ -1,5 +1,6 @@
 //! Clusters whose nodes serve HTTP.
 
+use crate::ports::free_port;
 use crate::support::{Cluster, within};
 use concordat::api::ErrorBody;
 use concordat::certificate::Policy;
@@ -8,7 +9,7 @@ use concordat::http::{self, Server};
 use concordat::node;
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::Value;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -16,12 +17,6 @@ pub(crate) struct Served {
     pub(crate) cluster: Cluster,
     pub(crate) servers: Vec<(Server, CancellationToken)>,
     http: reqwest::Client,
-}
-
-/// Free TCP ports. They are named before they are served: a node tells its peers where it serves HTTP.
-fn free_ports(count: usize) -> Vec<SocketAddr> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|l| l.local_addr().unwrap()).collect()
 }
 
 impl Served {
@@ -32,7 +27,9 @@ impl Served {
     pub(crate) async fn start_with(policies: &[Policy], change: impl Fn(&mut node::Options)) -> Self {
         let mut cluster = Cluster::prepare(policies);
         let mut servers = Vec::new();
-        for (n, address) in free_ports(policies.len()).into_iter().enumerate() {
+        for n in 0..policies.len() {
+            // Named before it is served: a node tells its peers where it serves HTTP.
+            let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
             let mut options = node::Options { http: Some(format!("http://{address}")), ..cluster.options(n) };
             change(&mut options);
             let handle = node::start(options).await.expect("the node starts");

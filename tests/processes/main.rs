@@ -1,6 +1,8 @@
 //! The main job as it is run for real: three `serve` processes, the whole file of registry updates, and `kill -9`.
 
 mod nodes;
+#[path = "../support/ports.rs"]
+mod ports;
 
 use concordat::client::{self, Client, Page};
 use concordat::ids::LogIndex;

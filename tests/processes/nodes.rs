@@ -1,9 +1,9 @@
 //! `concordat serve` processes on loopback.
 
+use crate::ports::free_port;
 use concordat::api::{Role, Status};
 use concordat::client::{Client, Options};
 use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -42,11 +42,8 @@ pub(crate) struct Nodes {
 impl Nodes {
     pub(crate) async fn start(count: usize) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let udp: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port")).collect();
-        let tcp: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-        let peers: Vec<String> = udp.iter().map(|s| s.local_addr().expect("bound").to_string()).collect();
-        let http = tcp.iter().map(|s| s.local_addr().expect("bound").to_string()).collect();
-        drop((udp, tcp));
+        let peers: Vec<String> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        let http = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         let mut genesis = program();
         genesis
             .args(["genesis", "--name", "test", "--quorum", "majority", "--out"])
