@@ -49,6 +49,12 @@ pub(super) struct Asked {
     answer: Answer,
 }
 
+impl Asked {
+    pub(super) fn is_answered(&self) -> bool {
+        self.answer != Answer::Wanted
+    }
+}
+
 fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
     VoteStatement {
         request_digest: ballot.request.digest(),

@@ -352,6 +352,16 @@ impl Core {
             _ => 0,
         }
     }
+    /// `proposed_at` of the last entry, milliseconds since the Unix epoch; it never goes back with a clock.
+    #[must_use]
+    pub fn log_time(&self) -> u64 {
+        self.log.last_proposed_at()
+    }
+    /// Whether a ballot that was put to this node has its answer (being written, signed, or given).
+    #[must_use]
+    pub fn is_answered(&self, id: &ProposalId) -> bool {
+        self.asked.get(id).is_some_and(ballot::Asked::is_answered)
+    }
     /// An entry that is still in memory.
     #[must_use]
     pub fn entry(&self, index: LogIndex) -> Option<&Arc<crate::certificate::Entry>> {

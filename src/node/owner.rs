@@ -55,7 +55,8 @@ pub(super) struct Owner {
     pub(super) origins: BTreeMap<u64, Origin>,
     pub(super) next_handle: u64,
     pub(super) retry_at: u64,
-    pub(super) recent_casts: HashMap<(Digest, Digest), bool>,
+    /// Answers to ballots, each with the sequence number of its write.
+    pub(super) recent_casts: HashMap<(Digest, Digest), (bool, u64)>,
     pub(super) cast_waiters: HashMap<(Digest, Digest), oneshot::Sender<Result<(), VoteError>>>,
     pub(super) cast_writes: Vec<(u64, oneshot::Sender<Result<(), VoteError>>)>,
     pub(super) persisted: u64,
@@ -197,7 +198,7 @@ impl Owner {
     fn persist(&mut self, seq: u64, write: Write) {
         if let Some(cast) = &write.cast {
             let key = (cast.request_key, cast.content);
-            self.remember_cast(key, cast.granted);
+            self.recent_casts.insert(key, (cast.granted, seq));
             if let Some(waiter) = self.cast_waiters.remove(&key) {
                 self.cast_writes.push((seq, waiter));
             }
@@ -252,20 +253,12 @@ impl Owner {
 
     fn on_asked(&mut self, ballot: Arc<Ballot>) {
         // Past its deadline the record of an earlier answer may be gone, and another could contradict it.
-        if ballot.request.deadline_ms < self.shared.clock.now().wall {
+        // The log's clock counts too: it stays when this node's is set back.
+        if ballot.request.deadline_ms < self.shared.clock.now().wall.max(self.core.log_time()) {
             return;
         }
         let key = (ballot.request.key(), crate::core::content(&ballot.payload));
-        let recorded = match self.recent_casts.get(&key) {
-            Some(granted) => Some(*granted),
-            None => match self.shared.store.cast_vote(&key.0, &key.1) {
-                Ok(cast) => cast.map(|c| c.granted),
-                Err(why) => {
-                    self.stop.get_or_insert(Ended::Halted(format!("votes on record cannot be read: {why}")));
-                    return;
-                }
-            },
-        };
+        let Some(recorded) = self.recorded_cast(&key) else { return };
         let id = ballot.id;
         // An answer is for ever: whoever asks again about the same request and payload gets it again.
         if let Some(granted) = recorded {
@@ -284,12 +277,27 @@ impl Owner {
         self.feed(Input::Decide { id, granted, on_record: false });
     }
 
-    fn remember_cast(&mut self, key: (Digest, Digest), granted: bool) {
-        // Only answers whose write may still be under way must be found here; all others are in the store.
-        if self.recent_casts.len() >= MAX_RECENT_CASTS {
-            self.recent_casts.clear();
+    /// The answer on record for a request and payload, if any; `None` when the record cannot be read, and the node stops.
+    fn recorded_cast(&mut self, key: &(Digest, Digest)) -> Option<Option<bool>> {
+        if let Some((granted, _)) = self.recent_casts.get(key) {
+            return Some(Some(*granted));
         }
-        self.recent_casts.insert(key, granted);
+        match self.shared.store.cast_vote(&key.0, &key.1) {
+            Ok(cast) => Some(cast.map(|c| c.granted)),
+            Err(why) => {
+                self.stop.get_or_insert(Ended::Halted(format!("votes on record cannot be read: {why}")));
+                None
+            }
+        }
+    }
+
+    /// Until an answer's write is durable it can only be found here; its sequence number comes with the write.
+    fn remember_cast(&mut self, key: (Digest, Digest), granted: bool) {
+        if self.recent_casts.len() >= MAX_RECENT_CASTS {
+            let persisted = self.persisted;
+            self.recent_casts.retain(|_, cast| cast.1 > persisted);
+        }
+        self.recent_casts.insert(key, (granted, u64::MAX));
     }
 
     fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
@@ -299,17 +307,34 @@ impl Owner {
             None => Err(VoteError::NoBallot { id }),
             Some(ballot) => Ok(ballot),
         };
-        match ballot {
+        let refusal = match ballot {
+            Err(refusal) => refusal,
             Ok(ballot) => {
-                self.shared.withdraw(&id);
-                self.cast_waiters.insert((ballot.request.key(), crate::core::content(&ballot.payload)), done);
-                self.feed(Input::Decide { id, granted, on_record: false });
+                let key = (ballot.request.key(), crate::core::content(&ballot.payload));
+                // The same request and payload may be asked about under another id: one answer holds for both, or this
+                // member would sign a grant and a denial of one thing.
+                let Some(recorded) = self.recorded_cast(&key) else { return };
+                if let Some(granted) = recorded.filter(|r| *r != granted) {
+                    VoteError::AlreadyCast { id, granted }
+                } else {
+                    self.shared.withdraw(&id);
+                    self.feed(Input::Decide { id, granted, on_record: recorded.is_some() });
+                    if !self.core.is_answered(&id) {
+                        // Withdrawn by the core in this very turn.
+                        VoteError::NoBallot { id }
+                    } else if recorded.is_some() {
+                        let _gone = done.send(Ok(()));
+                        return;
+                    } else {
+                        self.remember_cast(key, granted);
+                        self.cast_waiters.insert(key, done);
+                        return;
+                    }
+                }
             }
-            Err(refusal) => {
-                // A caller that gave up is no news.
-                let _gone = done.send(Err(refusal));
-            }
-        }
+        };
+        // A caller that gave up is no news.
+        let _gone = done.send(Err(refusal));
     }
 
     // ---- news ----
