@@ -24,6 +24,20 @@ const DEFAULT_PATIENCE_MS: u64 = 5_000;
 /// The longest wait of one answer.
 const MAX_WAIT_MS: u64 = 15 * 60 * 1000;
 
+/// Waits for a request to be applied, and leaves nothing behind when its caller gives up.
+struct Waiter {
+    shared: Arc<Shared>,
+    key: Digest,
+    done: oneshot::Receiver<()>,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.done.close();
+        self.shared.forget_waiters(&self.key);
+    }
+}
+
 /// A running node; cheap to clone. Queries marked blocking read the store: call them from `spawn_blocking`.
 #[derive(Clone)]
 pub struct Handle {
@@ -54,25 +68,23 @@ impl Handle {
             client: request.client.clone(),
             request_id: request.request_id.clone(),
         };
-        let key = request.key();
-        let done = self.shared.wait_for(key);
+        let (key, asked) = (request.key(), content(&submission.payload));
+        let mut waiter = Waiter { done: self.shared.wait_for(key), shared: self.shared.clone(), key };
         if self.known(&key, &submission.payload)? {
-            self.shared.forget_waiters(&key);
             status.repeated = true;
         } else {
             let outcome = tokio::time::timeout(
                 Duration::from_millis(patience),
-                self.see_through(submission, wait, done, &mut status),
+                self.see_through(submission, wait, &mut waiter.done, &mut status),
             );
             let outcome = outcome.await;
-            self.shared.forget_waiters(&key);
             match outcome {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) | Err(_) => return Ok(status),
                 Ok(Err(why)) => return Err(why),
             }
         }
-        self.settle(&key, wait, patience, status).await
+        self.settle((&key, &asked), wait, patience, status).await
     }
 
     /// Hands a submission over and waits until it is applied (true) or, if that is all that is asked, taken (false).
@@ -80,7 +92,7 @@ impl Handle {
         &self,
         submission: Submission,
         wait: Wait,
-        mut done: oneshot::Receiver<()>,
+        done: &mut oneshot::Receiver<()>,
         status: &mut ProposalStatus,
     ) -> Result<bool, ProposeError> {
         let (tell, mut taken) = oneshot::channel();
@@ -90,7 +102,7 @@ impl Handle {
         })?;
         tokio::select! {
             biased;
-            applied = &mut done => return applied.map(|()| true).map_err(|_| ProposeError::Closed),
+            applied = &mut *done => return applied.map(|()| true).map_err(|_| ProposeError::Closed),
             // Told nothing: it was routed to nobody because it is applied already, and `done` says so.
             answer = &mut taken => if let Ok(answer) = answer { status.id = Some(answer?) },
         }
@@ -99,7 +111,7 @@ impl Handle {
         }
         let mut ended = self.shared.ended.subscribe();
         tokio::select! {
-            applied = &mut done => applied.map(|()| true).map_err(|_| ProposeError::Closed),
+            applied = &mut *done => applied.map(|()| true).map_err(|_| ProposeError::Closed),
             _ = ended.wait_for(Option::is_some) => Err(ProposeError::Closed),
         }
     }
@@ -107,11 +119,15 @@ impl Handle {
     /// The request is applied here: reads what came of it, and waits for its certificate if that is asked.
     async fn settle(
         &self,
-        key: &Digest,
+        (key, asked): (&Digest, &Digest),
         wait: Wait,
         patience: u64,
         mut status: ProposalStatus,
     ) -> Result<ProposalStatus, ProposeError> {
+        // What was applied under this id may be another's payload, taken by another node meanwhile.
+        if self.shared.replica().state.answered(key).is_some_and(|first| !first.may_be(asked)) {
+            return Err(ProposeError::RequestIdReused);
+        }
         let Some(index) = self.fill(key, &mut status) else { return Ok(status) };
         if wait == Wait::Certified && status.state != ProposalState::Aborted {
             let mut certificate = self.shared.certificate.subscribe();

@@ -198,6 +198,11 @@ impl Owner {
     fn persist(&mut self, seq: u64, write: Write) {
         if let Some(cast) = &write.cast {
             let key = (cast.request_key, cast.content);
+            // Until the write is durable, the answer can only be found here.
+            if self.recent_casts.len() >= MAX_RECENT_CASTS {
+                let persisted = self.persisted;
+                self.recent_casts.retain(|_, cast| cast.1 > persisted);
+            }
             self.recent_casts.insert(key, (cast.granted, seq));
             if let Some(waiter) = self.cast_waiters.remove(&key) {
                 self.cast_writes.push((seq, waiter));
@@ -273,7 +278,7 @@ impl Owner {
                 return;
             }
         };
-        self.remember_cast(key, granted);
+        // Remembered once its write is under way, not before: the core may have withdrawn the question meanwhile.
         self.feed(Input::Decide { id, granted, on_record: false });
     }
 
@@ -289,15 +294,6 @@ impl Owner {
                 None
             }
         }
-    }
-
-    /// Until an answer's write is durable it can only be found here; its sequence number comes with the write.
-    fn remember_cast(&mut self, key: (Digest, Digest), granted: bool) {
-        if self.recent_casts.len() >= MAX_RECENT_CASTS {
-            let persisted = self.persisted;
-            self.recent_casts.retain(|_, cast| cast.1 > persisted);
-        }
-        self.recent_casts.insert(key, (granted, u64::MAX));
     }
 
     fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
@@ -326,7 +322,6 @@ impl Owner {
                         let _gone = done.send(Ok(()));
                         return;
                     } else {
-                        self.remember_cast(key, granted);
                         self.cast_waiters.insert(key, done);
                         return;
                     }
@@ -345,8 +340,13 @@ impl Owner {
         let Some(pending) = self.pending.remove(&key) else { return };
         self.origins.remove(&pending.handle);
         let since = pending.since;
+        // Another payload under the same id came in first, elsewhere.
+        let reused = entry.header.kind == Kind::Proposal && !pending.asks_for(&entry.body.payload);
         if let Some(id) = entry.header.proposal_id {
-            pending.tell(Ok(id));
+            pending.tell(if reused { Err(ProposeError::RequestIdReused) } else { Ok(id) });
+        }
+        if reused {
+            return;
         }
         let outcome = match (entry.header.kind, entry.header.abort_reason) {
             (Kind::Aborted, Some(crate::certificate::AbortReason::Expired)) => crate::telemetry::Outcome::Expired,
@@ -368,7 +368,7 @@ impl Owner {
         tracing::info!(?role, %term, leader = leader.map(|l| l.to_string()), "leadership");
         // What a former leader had taken may be gone with it; the next one recognises what is not.
         for pending in self.pending.values_mut() {
-            pending.routed = None;
+            pending.send_again();
         }
         if leader.is_some() {
             self.retry_at = 0;

@@ -21,13 +21,25 @@ pub(super) struct Pending {
     /// When it came in, for the commit latency.
     pub(super) since: Duration,
     id: Option<ProposalId>,
+    /// The leader of the moment has it.
+    taken: bool,
     /// When it was last sent; `None`: due now.
-    pub(super) routed: Option<u64>,
+    routed: Option<u64>,
     pub(super) handle: u64,
     takers: Vec<oneshot::Sender<Result<ProposalId, ProposeError>>>,
 }
 
 impl Pending {
+    pub(super) fn asks_for(&self, payload: &[u8]) -> bool {
+        self.submission.payload == payload
+    }
+
+    /// What a former leader had taken may be gone with it; the next one recognises what is not.
+    pub(super) fn send_again(&mut self) {
+        self.routed = None;
+        self.taken = false;
+    }
+
     pub(super) fn tell(mut self, what: Result<ProposalId, ProposeError>) {
         tell(&mut self.takers, &what);
     }
@@ -83,6 +95,7 @@ impl Owner {
             since: self.shared.clock.elapsed(),
             submission,
             id: None,
+            taken: false,
             routed: None,
             handle: 0,
             takers: vec![taken],
@@ -103,7 +116,7 @@ impl Owner {
                 over.push(*key);
             } else if !expired
                 && leads_elsewhere.is_some()
-                && pending.routed.is_none_or(|at| pending.id.is_none() && now >= at + millis(RETRY))
+                && pending.routed.is_none_or(|at| !pending.taken && now >= at + millis(RETRY))
             {
                 due.push(*key);
             }
@@ -190,6 +203,11 @@ impl Owner {
             }
             Some(Origin::Own(key) | Origin::Forwarded { key, .. }) => key,
         };
+        let had_leader = self.pending.get(&key).is_some_and(|p| p.id.is_some());
+        if admission == Admission::Backpressure && had_leader {
+            // A leader had taken it, and its caller was told so: it goes on asking the new one until its time is over.
+            return;
+        }
         if let Some(refusal) = refusal(&admission) {
             if let Some(pending) = self.pending.remove(&key) {
                 pending.tell(Err(refusal));
@@ -200,9 +218,10 @@ impl Owner {
         match admission {
             Admission::Appended { id, .. } | Admission::Balloted { id } | Admission::Duplicate { id } => {
                 pending.id = Some(id);
+                pending.taken = true;
                 tell(&mut pending.takers, &Ok(id));
             }
-            _ => pending.id = None,
+            _ => pending.taken = false,
         }
     }
 }
