@@ -21,6 +21,9 @@ use tokio::sync::oneshot;
 
 /// How much longer than its time to live a proposal is waited for when the caller does not say.
 const DEFAULT_PATIENCE_MS: u64 = 5_000;
+/// How long beyond its time to live an unnamed request is remembered: longer than clocks may differ, short enough that
+/// ordinary load does not fill the table.
+const UNNAMED_HORIZON_MS: u64 = 60_000;
 /// The longest wait of one answer.
 const MAX_WAIT_MS: u64 = 15 * 60 * 1000;
 
@@ -176,7 +179,7 @@ impl Handle {
         }
         let now = wall_ms();
         // An unnamed request can only be repeated by this node, and only while it lives.
-        let horizon = if request_id.is_some() { DEFAULT_REQUEST_HORIZON_MS } else { 2 * MAX_TTL_MS };
+        let horizon = if request_id.is_some() { DEFAULT_REQUEST_HORIZON_MS } else { ttl_ms + UNNAMED_HORIZON_MS };
         let deadline_ms = deadline_ms.unwrap_or(now + horizon);
         if deadline_ms > now + MAX_REQUEST_HORIZON_MS {
             return Err(ProposeError::InvalidDeadline);
