@@ -9,8 +9,8 @@ use crate::certificate::{Genesis, Request};
 use crate::core::{Submission, content};
 use crate::ids::{Digest, NodeId, ProposalId};
 use crate::limits::{
-    DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, MAX_PAYLOAD, MAX_REQUEST_HORIZON_MS, MAX_REQUESTS, MAX_TTL_MS,
-    MIN_TTL_MS,
+    DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_PAYLOAD, MAX_REQUEST_HORIZON_MS,
+    MAX_REQUESTS, MAX_TTL_MS, MAX_WAIT_MS, MIN_TTL_MS,
 };
 use crate::registry;
 use crate::telemetry::Position;
@@ -19,13 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How much longer than its time to live a proposal is waited for when the caller does not say.
-const DEFAULT_PATIENCE_MS: u64 = 5_000;
 /// How long beyond its time to live an unnamed request is remembered: longer than clocks may differ, short enough that
 /// ordinary load does not fill the table.
 const UNNAMED_HORIZON_MS: u64 = 60_000;
-/// The longest wait of one answer.
-const MAX_WAIT_MS: u64 = 15 * 60 * 1000;
 
 /// Waits for a request to be applied, and leaves nothing behind when its caller gives up.
 struct Waiter {
@@ -60,7 +56,7 @@ impl Handle {
         let (wait, wait_ms) = (propose.wait, propose.wait_ms);
         let submission = self.check(propose)?;
         let request = submission.request.clone();
-        let patience = wait_ms.unwrap_or(submission.ttl_ms + DEFAULT_PATIENCE_MS).min(MAX_WAIT_MS);
+        let patience = wait_ms.unwrap_or(submission.ttl_ms + DEFAULT_WAIT_EXTRA_MS).min(MAX_WAIT_MS);
         let mut status = ProposalStatus {
             id: None,
             state: ProposalState::Pending,
