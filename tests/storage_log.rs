@@ -9,8 +9,11 @@ use concordat::ids::{Digest, LogIndex, Term};
 use concordat::limits::LOG_WINDOW_ENTRIES;
 use concordat::storage::{CommitError, CreateError, OpenError, PinError, Stopped, Store};
 use model::{DID, Driver, append, cast, certificate, entries, entry, key, tree, vote};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 use tempfile::TempDir;
 
 fn place() -> (TempDir, PathBuf) {
@@ -55,6 +58,25 @@ fn what_an_interrupted_creation_left_is_no_obstacle() {
     std::fs::write(beside.join("db"), b"half").unwrap();
     Store::create(&dir, DID, &key()).unwrap();
     assert!(Store::open(&dir).is_ok() && !beside.exists());
+}
+
+#[test]
+fn a_database_that_is_still_letting_go_of_its_file_is_waited_for() {
+    let (_temp, dir) = place();
+    Driver::create(&dir).close();
+    let held = File::open(dir.join("db")).unwrap();
+    // The store just closed may hold it for a moment still.
+    held.lock().unwrap();
+    let (tell, opened) = channel();
+    let opener = std::thread::spawn({
+        let dir = dir.clone();
+        move || tell.send(Store::open(&dir).map(drop))
+    });
+    let early = opened.recv_timeout(Duration::from_millis(200));
+    assert!(early.is_err(), "waits while the file is held: {early:?}");
+    drop(held);
+    opened.recv_timeout(Duration::from_secs(60)).expect("an answer").expect("the store opens");
+    opener.join().unwrap().unwrap();
 }
 
 #[test]

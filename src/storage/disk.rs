@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Bytes in a sled segment. Fixed when a store is created; a value is durable only up to a small part of it.
 const SEGMENT: usize = 8 * 1024 * 1024;
@@ -17,6 +18,9 @@ const CACHE: u64 = 64 * 1024 * 1024;
 const FLUSH_EVERY_MS: u64 = 500;
 
 const _: () = assert!(MAX_STORED_VALUE <= SEGMENT / 80);
+
+/// What sled 0.34.7 says when its data file is locked; it tells by no kind or code.
+const LOCKED: &str = "could not acquire lock";
 
 /// sled's data file.
 pub(super) const DATA: &str = "db";
@@ -40,15 +44,25 @@ pub(super) struct Trees {
     pub(super) proposals: sled::Tree,
 }
 
-/// Opens sled in `dir`.
+/// Looks at a data file that is still locked, and the pause between two: ten seconds in all.
+const LOOKS: u32 = 2_000;
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Opens sled in `dir`. The caller holds [`LOCK`], so if sled's own lock on its data file is still held, it is by what a
+/// closed store of this very process left behind: sled's writer threads drop their last handle a moment after the
+/// database is dropped, and a child process that is being started holds it until its `exec`. Both end by themselves.
 pub(super) fn open_database(dir: &Path) -> io::Result<sled::Db> {
-    sled::Config::new()
-        .path(dir)
-        .segment_size(SEGMENT)
-        .cache_capacity(CACHE)
-        .flush_every_ms(Some(FLUSH_EVERY_MS))
-        .open()
-        .map_err(fault)
+    let config =
+        sled::Config::new().path(dir).segment_size(SEGMENT).cache_capacity(CACHE).flush_every_ms(Some(FLUSH_EVERY_MS));
+    let mut result = config.open().map_err(fault);
+    for _ in 1..LOOKS {
+        if !result.as_ref().is_err_and(|e| e.to_string().contains(LOCKED)) {
+            break;
+        }
+        std::thread::sleep(LOOK_EVERY);
+        result = config.open().map_err(fault);
+    }
+    result
 }
 
 impl Trees {
