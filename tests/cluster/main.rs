@@ -2,6 +2,7 @@
 //! cluster of its own and talks to it through public surfaces.
 
 mod ballots;
+mod failover;
 mod lifecycle;
 #[path = "../support/ports.rs"]
 mod ports;

@@ -55,6 +55,33 @@ async fn what_is_out_of_bounds_is_refused_by_name_and_leaves_no_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_all_the_proposals_it_takes_answers_429_until_one_is_decided() {
+    let served = Served::start_with(&[Policy::Manual], |options| options.config.limits.pending = 2).await;
+    let post = |n: u64| {
+        let name = format!("r{n}");
+        served.post("/v1/proposals", &json!({"payload": n, "request_id": name, "ttl_ms": 60_000, "wait": "accepted"}))
+    };
+    for n in [1, 2] {
+        assert_eq!(send(post(n)).await.status(), StatusCode::ACCEPTED);
+    }
+    assert_eq!(send(post(3)).await.headers()["retry-after"], "1");
+    let (status, body) = error(post(3)).await;
+    assert_eq!((status, &*body.code), (StatusCode::TOO_MANY_REQUESTS, "backpressure"));
+    assert!(body.retryable && body.without_effect, "{body:?}");
+    assert_eq!(serde_json::from_value::<ProposeError>(body.error.unwrap()).unwrap(), ProposeError::Backpressure);
+    assert_eq!(send(post(1)).await.status(), StatusCode::ACCEPTED, "what is pending already takes no more room");
+
+    let client = served.client();
+    let open = client.ballots().await.unwrap();
+    assert_eq!(open.len(), 2);
+    client.cast_vote(open[0].id, true).await.unwrap();
+    let room = || async { Some(send(post(3)).await.status()).filter(|s| *s != StatusCode::TOO_MANY_REQUESTS) };
+    assert_eq!(until("there is room again", room).await, StatusCode::ACCEPTED);
+    assert_eq!(error(post(4)).await.0, StatusCode::TOO_MANY_REQUESTS, "for one");
+    served.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_does_not_wait_gets_202_and_how_to_ask_again() {
     let served = Served::start(&[Policy::Manual]).await;
     let body = json!({"payload": 1, "ttl_ms": 60_000, "wait": "accepted"});
