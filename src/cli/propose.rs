@@ -175,7 +175,7 @@ fn show(status: &ProposalStatus, as_json: bool) -> Result<ExitCode, Failure> {
 
 /// Arguments of `vote`.
 #[derive(Debug, Args)]
-#[group(id = "answer", required = true, multiple = false, args = ["grant", "deny"])]
+#[command(group = clap::ArgGroup::new("answer").required(true).args(["grant", "deny"]))]
 pub(super) struct Vote {
     /// The proposal, as `watch ballots` shows it
     id: ProposalId,
