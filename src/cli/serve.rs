@@ -107,6 +107,9 @@ impl Serve {
             Ended::Closed => Ok(ExitCode::SUCCESS),
             Ended::Halted(why) => {
                 tracing::error!(why, "halted");
+                // The database flushes once more when the last handle is dropped, and panics where the disk still fails:
+                // the exit code would be the panic's, and a supervisor would start the node again.
+                std::mem::forget(handle);
                 Err(Failure { code: HALTED, ..Failure::new(format!("halted: {why}")) })
             }
         }
