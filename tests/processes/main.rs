@@ -1,5 +1,6 @@
 //! The main job as it is run for real: three `serve` processes, the whole file of registry updates, and `kill -9`.
 
+#[path = "../support/nodes.rs"]
 mod nodes;
 #[path = "../support/ports.rs"]
 mod ports;
@@ -19,6 +20,24 @@ use std::sync::{Arc, Mutex};
 
 const UPDATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/registry-updates.jsonl");
 const LINES: usize = 5661;
+
+/// By `agent/ID` or `config/KEY`, where the updates of each record were placed, in the order of the file.
+fn places(outcomes: &[Value]) -> BTreeMap<String, Vec<LogIndex>> {
+    let index = |o: &Value| Some((o["line"].as_u64()?, LogIndex(o["index"].as_u64()?)));
+    let by_line: BTreeMap<u64, LogIndex> = outcomes.iter().filter_map(index).collect();
+    let text = std::fs::read_to_string(UPDATES).expect("the fixture");
+    let mut places: BTreeMap<String, Vec<LogIndex>> = BTreeMap::new();
+    for (line, text) in (1..).zip(text.lines()) {
+        let update: Value = serde_json::from_str(text).expect("JSON");
+        let record = match (&update["key"], &update["agent_id"], &update["agent"]["agent_id"]) {
+            (Value::String(key), _, _) => format!("config/{key}"),
+            (_, Value::String(id), _) | (_, _, Value::String(id)) => format!("agent/{id}"),
+            _ => panic!("an update of nothing: {text}"),
+        };
+        places.entry(record).or_default().push(by_line[&line]);
+    }
+    places
+}
 
 /// Agents by id and config by key, as applying the file line by line leaves them.
 fn sequential_replay() -> (BTreeMap<String, Agent>, BTreeMap<String, Value>) {
@@ -47,16 +66,48 @@ fn sequential_replay() -> (BTreeMap<String, Agent>, BTreeMap<String, Value>) {
     (agents, config)
 }
 
-async fn registry_of(node: &Client) -> (BTreeMap<String, Agent>, BTreeMap<String, Value>) {
-    let mut agents = BTreeMap::new();
+/// Agents and config as a node has them, and the revision of each record.
+async fn registry_of(node: &Client) -> (BTreeMap<String, Agent>, BTreeMap<String, Value>, BTreeMap<String, LogIndex>) {
+    let (mut agents, mut revisions) = (BTreeMap::new(), BTreeMap::new());
     let mut from = Some(0);
     while let Some(offset) = from {
         let page = node.find(None, None, Page { from: offset, limit: 1000 }).await.expect("a page").answer;
-        agents.extend(page.agents.into_iter().map(|r| (r.agent.agent_id.clone(), r.agent)));
+        for record in page.agents {
+            revisions.insert(format!("agent/{}", record.agent.agent_id), record.revision);
+            agents.insert(record.agent.agent_id.clone(), record.agent);
+        }
         from = page.next;
     }
-    let config = node.configs(Page::default()).await.expect("config").answer;
-    (agents, config.configs.into_iter().map(|c| (c.key, c.record.value)).collect())
+    let mut config = BTreeMap::new();
+    for view in node.configs(Page::default()).await.expect("config").answer.configs {
+        revisions.insert(format!("config/{}", view.key), view.record.revision);
+        config.insert(view.key, view.record.value);
+    }
+    (agents, config, revisions)
+}
+
+/// The history of every record is where its updates were placed, no more and no less, and its revision the last of them.
+async fn changed_once_by_each_update(
+    node: &Client,
+    places: &BTreeMap<String, Vec<LogIndex>>,
+    revisions: &BTreeMap<String, LogIndex>,
+) {
+    for (record, revision) in revisions {
+        assert_eq!(Some(revision), places[record].last(), "the revision of {record}");
+    }
+    let mut histories = futures::stream::iter(places)
+        .map(|(record, updates)| async move {
+            let (kind, name) = record.split_once('/').expect("a kind and a name");
+            let history = match kind {
+                "agent" => node.agent_history(name, Page::default()).await,
+                _ => node.config_history(name, Page::default()).await,
+            };
+            let entries = history.expect("a history").answer.entries;
+            let indexes: Vec<LogIndex> = entries.iter().map(|e| e.index).collect();
+            assert_eq!(&indexes, updates, "the history of {record}");
+        })
+        .buffer_unordered(16);
+    while histories.next().await.is_some() {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,8 +166,8 @@ async fn every_update_gets_one_outcome_while_leaders_and_followers_are_killed() 
     let numbers: BTreeSet<u64> = outcomes.iter().filter_map(|o| o["line"].as_u64()).collect();
     assert_eq!((outcomes.len(), numbers.len()), (LINES, LINES), "every line gets exactly one outcome");
     assert!(outcomes.iter().all(|o| o["state"] == "certified"), "no line is lost");
-    let places: BTreeSet<u64> = outcomes.iter().filter_map(|o| o["index"].as_u64()).collect();
-    assert_eq!(places.len(), LINES, "no two lines share an entry");
+    let indexes: BTreeSet<u64> = outcomes.iter().filter_map(|o| o["index"].as_u64()).collect();
+    assert_eq!(indexes.len(), LINES, "no two lines share an entry");
 
     nodes.settled().await;
     let proposals = proposals_of(&all).await;
@@ -134,10 +185,12 @@ async fn every_update_gets_one_outcome_while_leaders_and_followers_are_killed() 
 
     let (agents, config) = sequential_replay();
     assert_eq!(agents.len(), 4818);
+    let places = places(&outcomes);
     for node in all.each() {
-        let (found, found_config) = registry_of(&node).await;
+        let (found, found_config, revisions) = registry_of(&node).await;
         assert!(found == agents, "{} agents at a node", found.len());
         assert_eq!(found_config, config);
+        changed_once_by_each_update(&node, &places, &revisions).await;
         let status = node.status().await.expect("status");
         assert_eq!(status.certified_index, status.last_index, "every entry has a certificate");
     }

@@ -1,8 +1,11 @@
 //! `concordat serve` processes on loopback.
 
+#![allow(dead_code, reason = "each of the tests that share it uses a part")]
+
 use crate::ports::free_port;
 use concordat::api::{Role, Status};
 use concordat::client::{Client, Options};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,46 +34,70 @@ pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Opt
     tokio::time::timeout(DEADLINE, poll).await.unwrap_or_else(|_| panic!("within {DEADLINE:?}: {what}"))
 }
 
-/// Three or more members, each a process of its own; killed when dropped.
+/// Members, each a process of its own; killed when dropped.
 pub(crate) struct Nodes {
     root: tempfile::TempDir,
     peers: Vec<String>,
     http: Vec<String>,
     children: Vec<Option<Child>>,
+    /// What each process gets besides the environment of the test.
+    pub(crate) environment: Vec<Vec<(&'static str, OsString)>>,
 }
 
 impl Nodes {
+    /// As many members of policy `auto`, running and led.
     pub(crate) async fn start(count: usize) -> Self {
+        let mut nodes = Self::prepare(&vec!["auto"; count]);
+        nodes.run().await;
+        nodes
+    }
+
+    /// Keys, stores and a genesis for members of these policies; nothing runs yet.
+    pub(crate) fn prepare(policies: &[&str]) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let peers: Vec<String> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
-        let http = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        let address = |_: &&str| format!("127.0.0.1:{}", free_port());
+        let (peers, http): (Vec<_>, Vec<_>) = policies.iter().map(|p| (address(p), address(p))).unzip();
         let mut genesis = program();
         genesis
             .args(["genesis", "--name", "test", "--quorum", "majority", "--out"])
             .arg(root.path().join("genesis.json"));
-        for (n, address) in peers.iter().enumerate() {
+        for (n, (address, policy)) in peers.iter().zip(policies).enumerate() {
             let data = root.path().join(n.to_string());
-            let made = program().args(["init", "--address", address, "--data"]).arg(&data).output().expect("init runs");
+            let init = program().args(["init", "--address", address, "--policy", policy, "--data"]).arg(&data).output();
+            let made = init.expect("init runs");
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
             genesis.arg("--member").arg(data.join("member.json"));
         }
         let made = genesis.output().expect("genesis runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let children = peers.iter().map(|_| None).collect();
-        let mut nodes = Self { root, peers, http, children };
-        for n in 0..count {
-            nodes.restart(n).await;
+        let environment = peers.iter().map(|_| Vec::new()).collect();
+        Self { root, peers, http, children, environment }
+    }
+
+    /// Starts all and waits for a leader.
+    pub(crate) async fn run(&mut self) {
+        for n in 0..self.peers.len() {
+            self.restart(n).await;
         }
-        nodes.leader().await;
-        nodes
+        self.leader().await;
     }
 
     pub(crate) fn genesis(&self) -> PathBuf {
         self.root.path().join("genesis.json")
     }
 
-    fn data(&self, n: usize) -> PathBuf {
-        Path::new(self.root.path()).join(n.to_string())
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub(crate) fn data(&self, n: usize) -> PathBuf {
+        self.root.path().join(n.to_string())
+    }
+
+    /// What a node has logged so far.
+    pub(crate) fn log(&self, n: usize) -> String {
+        std::fs::read_to_string(self.root.path().join(format!("{n}.log"))).unwrap_or_default()
     }
 
     pub(crate) fn urls(&self) -> Vec<String> {
@@ -82,9 +109,13 @@ impl Nodes {
         Client::new(self.urls(), patience).expect("a client")
     }
 
-    fn one(&self, n: usize) -> Client {
+    pub(crate) fn url(&self, n: usize) -> String {
+        format!("http://{}", self.http[n])
+    }
+
+    pub(crate) fn one(&self, n: usize) -> Client {
         let short = Options { deadline: Duration::from_secs(2), ..Options::default() };
-        Client::new([format!("http://{}", self.http[n])], short).expect("a client")
+        Client::new([self.url(n)], short).expect("a client")
     }
 
     /// Starts a node and waits until it says that it is ready.
@@ -95,6 +126,7 @@ impl Nodes {
             .arg(self.data(n))
             .arg("--genesis")
             .arg(self.genesis())
+            .envs(self.environment[n].iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(log.expect("a log file"))
             .spawn()
@@ -102,8 +134,7 @@ impl Nodes {
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let first = tokio::task::spawn_blocking(move || output.lines().next());
         let first = tokio::time::timeout(DEADLINE, first).await.expect("serve answers").expect("no panic");
-        let log = std::fs::read_to_string(self.root.path().join(format!("{n}.log"))).unwrap_or_default();
-        assert!(matches!(&first, Some(Ok(line)) if line.starts_with("ready ")), "{first:?}\n{log}");
+        assert!(matches!(&first, Some(Ok(line)) if line.starts_with("ready ")), "{first:?}\n{}", self.log(n));
         self.children[n] = Some(child);
     }
 
@@ -114,19 +145,27 @@ impl Nodes {
         child.wait().expect("reaped");
     }
 
-    async fn statuses(&self) -> Option<Vec<Status>> {
+    /// Waits until a node has ended by itself, and gives its exit code.
+    pub(crate) async fn ended(&mut self, n: usize) -> Option<i32> {
+        let mut child = self.children[n].take().expect("it runs");
+        until("the node ends", async || child.try_wait().expect("it can be waited for")).await.code()
+    }
+
+    /// What the running nodes say, each with its number; `None` unless all answer.
+    async fn statuses(&self) -> Option<Vec<(usize, Status)>> {
         let mut all = Vec::new();
-        for n in 0..self.http.len() {
-            all.push(self.one(n).status().await.ok()?);
+        for (n, _) in self.children.iter().enumerate().filter(|(_, child)| child.is_some()) {
+            all.push((n, self.one(n).status().await.ok()?));
         }
         Some(all)
     }
 
+    /// The leader that all running nodes follow.
     pub(crate) async fn leader(&self) -> usize {
         until("all nodes follow one leader", async || {
             let all = self.statuses().await?;
-            let leader = all.iter().position(|s| s.snapshot.role == Role::Leader)?;
-            all.iter().all(|s| s.leader == Some(all[leader].id)).then_some(leader)
+            let (n, leader) = all.iter().find(|(_, s)| s.snapshot.role == Role::Leader)?;
+            all.iter().all(|(_, s)| s.leader == Some(leader.id)).then_some(*n)
         })
         .await
     }
@@ -141,7 +180,7 @@ impl Nodes {
     pub(crate) async fn rejoined(&self, n: usize) {
         let target = until("the others answer", async || {
             let all = self.statuses().await?;
-            all.iter().map(|s| s.certified_index).max()
+            all.iter().map(|(_, s)| s.certified_index).max()
         })
         .await;
         until("the node has caught up", async || {
@@ -155,8 +194,8 @@ impl Nodes {
     pub(crate) async fn settled(&self) {
         until("all nodes hold and certify one log", async || {
             let all = self.statuses().await?;
-            let last = all.iter().map(|s| s.last_index).max()?;
-            all.iter().all(|s| s.applied_index == last && s.certified_index == last).then_some(())
+            let last = all.iter().map(|(_, s)| s.last_index).max()?;
+            all.iter().all(|(_, s)| s.applied_index == last && s.certified_index == last).then_some(())
         })
         .await;
     }
