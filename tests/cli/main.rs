@@ -2,7 +2,11 @@
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+mod failover;
+#[path = "../support/nodes.rs"]
+mod nodes;
 mod offline;
+mod online;
 #[path = "../support/ports.rs"]
 mod ports;
 mod support;

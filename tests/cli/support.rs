@@ -1,7 +1,13 @@
 //! Runs the built program.
 
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// How long any line may take before a test fails: far beyond what a loaded machine needs.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -39,6 +45,62 @@ impl Ran {
         }
         self
     }
+}
+
+/// What a running program says, line by line; it is killed when this is dropped.
+pub(crate) struct Lines {
+    pub(crate) child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+impl Lines {
+    /// Reads both outputs of a child, to their ends.
+    pub(crate) fn of(mut child: Child) -> Self {
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        Self { child, stdout: lines(stdout), stderr: lines(stderr) }
+    }
+
+    /// The next line of stdout.
+    #[track_caller]
+    pub(crate) fn next(&mut self) -> String {
+        self.stdout.recv_timeout(DEADLINE).unwrap_or_else(|why| {
+            panic!("{why} for a line; stderr: {:?}", self.stderr.try_iter().collect::<Vec<_>>());
+        })
+    }
+
+    /// Waits for this line of stderr.
+    #[track_caller]
+    pub(crate) fn says(&mut self, line: &str) {
+        let mut said = Vec::new();
+        while said.last().is_none_or(|last| last != line) {
+            match self.stderr.recv_timeout(DEADLINE) {
+                Ok(next) => said.push(next),
+                Err(why) => panic!("{why} for {line:?} after {said:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn lines(output: impl Read + Send + 'static) -> Receiver<String> {
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        // Read to the end even when nobody listens, or the program would end because nobody reads what it prints.
+        BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(tell.send(line)));
+    });
+    told
 }
 
 pub(crate) fn program() -> Command {

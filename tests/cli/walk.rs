@@ -1,20 +1,24 @@
 //! `dev`, from nothing to an audited log, and what it leaves behind.
 
-use crate::support::{Ran, program, run};
+use crate::support::{Lines, Ran, program, run};
+use concordat::core::Write;
+use concordat::storage::{STORE_DIR, Store};
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tempfile::tempdir;
 
 /// The file that a node locks in its store.
 const LOCK: &str = "lock";
 
+/// Where the three peer ports of a `dev` begin. They are taken together, or another test's node could sit on one of them
+/// while a killed node is away.
 fn free_port() -> String {
-    crate::ports::free_port().to_string()
+    let [base, _, _] = [(); 3].map(|()| crate::ports::free_port());
+    base.to_string()
 }
 
 fn once(dir: &Path, more: &[&str]) -> Ran {
@@ -107,35 +111,72 @@ fn nodes_end_with_a_dev_that_was_killed_outright() {
     }
 }
 
+/// Puts another aggregate signature into the newest head certificate of a stopped node's store.
+fn forge_certificate(data: &Path) {
+    let (store, recovered) = Store::open(&data.join(STORE_DIR)).unwrap();
+    let newest = recovered.restored.certificate.expect("the log is certified");
+    let other = store.certificates(0, 1).unwrap().remove(0);
+    assert_ne!(newest.head, other.head);
+    let mut forged = (*newest).clone();
+    forged.halves[0].aggregate = other.halves[0].aggregate;
+    let (done, wait) = mpsc::channel();
+    let committer = store.start(move |written| done.send(written).unwrap());
+    committer.submit(1, Write { certificate: Some(Arc::new(forged)), ..Write::default() }).unwrap();
+    wait.recv().unwrap().unwrap();
+    committer.close();
+}
+
+#[test]
+fn dev_once_fails_when_the_audit_of_any_node_finds_a_flaw() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("one.jsonl"), "{\"first\":1}\n").unwrap();
+    let import = ["--import", "one.jsonl"];
+    once(dir.path(), &[&import[..], &["--port", &free_port()]].concat()).succeeds();
+    forge_certificate(&dir.path().join("d/n2"));
+    let ran = once(dir.path(), &import).fails_with(&["n2: FLAW: ", "certificate"]);
+    assert!(!ran.stdout.contains("audited"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_node_of_dev_that_was_killed_is_started_again() {
+    let dir = tempdir().unwrap();
+    let mut dev = Dev::start(dir.path());
+    let row = dev.summary.iter().find(|line| line.contains("  leader ")).expect("a row for the leader").clone();
+    let [name, _, url, _, pid, ..] = row.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{row}") };
+    assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+    dev.lines.says(&format!("{name} is back"));
+    let told = run(dir.path(), &["--json", "--node", url, "get", "entry", "2"]).succeeds().stdout;
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["payload"]["first"], 1, "what it had committed is there");
+    run(dir.path(), &["--node", url, "propose", "{\"second\":2}"]).succeeds();
+}
+
 /// A `dev` that serves.
 struct Dev {
-    child: Child,
+    lines: Lines,
+    summary: Vec<String>,
     nodes: String,
 }
 
 impl Dev {
     fn start(dir: &Path) -> Self {
         fs::write(dir.join("one.jsonl"), "{\"first\":1}\n").unwrap();
-        let mut child = program()
+        let child = program()
             .current_dir(dir)
             .args(["dev", "--data", "d", "--import", "one.jsonl", "--port", &free_port()])
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut nodes = String::new();
-        let mut lines = stdout.lines().map(Result::unwrap);
-        for line in lines.by_ref() {
+        let mut lines = Lines::of(child);
+        let mut summary = Vec::new();
+        let nodes = loop {
+            let line = lines.next();
             if let Some((_, rest)) = line.split_once("CONCORDAT_NODES=") {
-                nodes = rest.trim_end_matches("):").to_owned();
-                break;
+                break rest.trim_end_matches("):").to_owned();
             }
-        }
-        assert!(!nodes.is_empty(), "dev ended before its summary; see {}", dir.join("d/n1.log").display());
-        // Read on, or dev would end because nobody reads what it prints.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, nodes }
+            summary.push(line);
+        };
+        Self { lines, summary, nodes }
     }
 
     fn run(&self, dir: &Path, arguments: &[&str]) -> Ran {
@@ -144,14 +185,6 @@ impl Dev {
     }
 
     fn kill(&mut self) {
-        // Already gone is as good.
-        let _ = self.child.kill();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        self.kill();
+        self.lines.kill();
     }
 }
