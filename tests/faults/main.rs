@@ -112,6 +112,26 @@ async fn a_leader_whose_clock_is_set_back_an_hour_alarms_gives_way_and_loses_not
     for n in 0..3 {
         holds(&nodes.one(n), &genesis(&nodes), &acknowledged).await;
     }
-    let entries = all.entries(LogIndex(1), 1000).await.expect("the log").entries;
-    assert!(entries.is_sorted_by_key(|e| e.proposed_at), "time along the log never runs backwards");
+    time_never_runs_backwards(&all).await;
+}
+
+/// Along the log.
+async fn time_never_runs_backwards(node: &Client) {
+    let entries = node.entries(LogIndex(1), 1000).await.expect("the log").entries;
+    assert!(entries.is_sorted_by_key(|e| e.proposed_at));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_alone_goes_on_when_its_clock_is_set_back_and_after_a_restart() {
+    let mut nodes = Nodes::prepare(&["auto"]);
+    let switches = inject(&mut nodes);
+    nodes.run().await;
+    let mut acknowledged = commit(&nodes.client(), 0..5).await;
+    switches[0].set(Fault::Clock, -HOUR_MS);
+    acknowledged.extend(commit(&nodes.client(), 5..10).await);
+    nodes.kill(0);
+    nodes.run().await;
+    acknowledged.extend(commit(&nodes.client(), 10..15).await);
+    holds(&nodes.client(), &genesis(&nodes), &acknowledged).await;
+    time_never_runs_backwards(&nodes.client()).await;
 }
