@@ -2,9 +2,11 @@
 //! the [`Handle`] that the rest of the program holds.
 
 mod applied;
+mod certifying;
 pub mod clock;
 mod consensus;
 mod crypto;
+mod delivered;
 mod handle;
 mod mailbox;
 mod owner;
@@ -28,8 +30,10 @@ use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
 use applied::{Applier, Replica};
+use certifying::Certifying;
 use clock::Clock;
 use crypto::Pool;
+use delivered::Delivered;
 use mailbox::Mailbox;
 use owner::Owner;
 use rand::TryRngCore;
@@ -188,6 +192,8 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         events,
         incoming,
         pending: BTreeMap::new(),
+        delivered: Delivered::default(),
+        certifying: Certifying::default(),
         origins: BTreeMap::new(),
         next_handle: 1,
         retry_at: 0,
@@ -249,3 +255,6 @@ fn core_options(config: &Config) -> core::Options {
         seed: u64::from_be_bytes(seed),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 
 use super::Ended;
 use super::applied::Applier;
+use super::certifying::Certifying;
 use super::crypto::Pool;
+use super::delivered::Delivered;
 use super::mailbox::Mailbox;
 use super::pending::{Origin, Pending};
 use super::shared::{Shared, View};
@@ -52,6 +54,8 @@ pub(super) struct Owner {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) incoming: Inbox,
     pub(super) pending: BTreeMap<Digest, Pending>,
+    pub(super) delivered: Delivered,
+    pub(super) certifying: Certifying,
     pub(super) origins: BTreeMap<u64, Origin>,
     pub(super) next_handle: u64,
     pub(super) retry_at: u64,
@@ -124,7 +128,11 @@ impl Owner {
         }
         if mail.applied > self.applied {
             self.applied = mail.applied;
+            self.delivered.apply(mail.applied);
             self.feed(Input::Applied { index: mail.applied });
+        }
+        if let Some(certificate) = self.certifying.shown(self.persisted, self.applied) {
+            self.shared.certificate.send_replace(Some(certificate));
         }
         for input in mail.inputs {
             self.feed(input);
@@ -178,11 +186,11 @@ impl Owner {
                 for entry in &entries {
                     self.on_committed(entry);
                 }
+                self.delivered.deliver(&entries);
                 self.applier.apply(entries);
             }
-            Effect::Certified(certificate) => {
-                self.shared.certificate.send_replace(Some(certificate));
-            }
+            // Announced when its write, which came before this, is durable.
+            Effect::Certified(_) => {}
             Effect::Admitted { handle, admission } => self.on_admitted(handle, admission),
             Effect::Ask { ballot } => self.on_asked(ballot),
             Effect::Withdraw { id } => self.shared.withdraw(&id),
@@ -207,6 +215,9 @@ impl Owner {
             if let Some(waiter) = self.cast_waiters.remove(&key) {
                 self.cast_writes.push((seq, waiter));
             }
+        }
+        if let Some(certificate) = &write.certificate {
+            self.certifying.written(seq, certificate.clone());
         }
         self.writing.push_back((seq, self.shared.clock.elapsed()));
         if let Err(why) = self.committer.submit(seq, write) {
@@ -445,6 +456,8 @@ pub(super) fn refusal(admission: &Admission) -> Option<ProposeError> {
         Admission::Backpressure => ProposeError::Backpressure,
         Admission::RequestExpired => ProposeError::RequestExpired,
         Admission::InvalidQuorum { least, most } => ProposeError::InvalidQuorum { least: *least, most: *most },
+        Admission::PayloadTooLarge { size } => ProposeError::PayloadTooLarge { size: *size, limit: limits::MAX_PAYLOAD },
+        Admission::InvalidRequestId => ProposeError::InvalidRequestId,
         Admission::Appended { .. }
         | Admission::Balloted { .. }
         | Admission::Duplicate { .. }
