@@ -2,6 +2,7 @@
 //! the [`Handle`] that the rest of the program holds.
 
 mod applied;
+mod ballots;
 mod certifying;
 pub mod clock;
 mod consensus;
@@ -30,6 +31,7 @@ use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
 use applied::{Applier, Replica};
+use ballots::Lookups;
 use certifying::Certifying;
 use clock::Clock;
 use crypto::Pool;
@@ -198,6 +200,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         next_handle: 1,
         retry_at: 0,
         recent_casts: HashMap::new(),
+        lookups: Lookups::default(),
         cast_waiters: HashMap::new(),
         cast_writes: Vec::new(),
         persisted: 0,

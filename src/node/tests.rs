@@ -1,8 +1,11 @@
 //! What a node does while its disk or its state machine stands still: whole nodes, with the devices held from inside.
 
+use super::owner::Event;
 use super::*;
-use crate::api::{ProposalState, ProposalStatus, Propose, ProposeError, Wait};
-use crate::certificate::{Member, MemberTable, Policy, QuorumRule, Role, SecretKey};
+use crate::api::{ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait};
+use crate::certificate::{Head, HeadCertificate, Member, MemberTable, Policy, QuorumRule, Role, SecretKey};
+use crate::core::Message;
+use crate::ids::{Digest, Term};
 use futures::StreamExt;
 use serde_json::json;
 use std::time::Duration;
@@ -155,7 +158,10 @@ async fn a_certificate_is_announced_only_when_it_is_durable_and_what_it_covers_i
             answer(submit(node, named(&n.to_string()))).await;
         }
     };
-    within("fifty certificates", async { tokio::select! { () = watch => {}, () = load => {} } }).await;
+    within("fifty certificates", async {
+        tokio::select! { () = watch => {}, () = load => {} }
+    })
+    .await;
     nodes.close().await;
 }
 
@@ -176,5 +182,84 @@ async fn what_is_answered_as_certified_is_proved_and_streamed_while_entries_are_
     for _ in 0..2 {
         within("the commit", commits.next()).await.expect("no end").expect("no error");
     }
+    nodes.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_hangs_with_a_vote_goes_on_leading() {
+    let nodes = Nodes::start(&[Policy::Manual; 3]).await;
+    let (leader, others) = nodes.leader();
+    let term = leader.status().snapshot.term;
+    let open = |node: &Handle, name: &str| node.ballots().into_iter().find(|b| b.request_id == name).map(|b| b.id);
+    let first = submit(leader, Propose { wait: Wait::Accepted, ..named("first") });
+    answer(first).await;
+    until("the leader is asked", || open(leader, "first").is_some()).await;
+    let stalled = leader.shared.store.stall_disk();
+    let id = open(leader, "first").unwrap();
+    let voting = leader.clone();
+    let hanging = tokio::spawn(async move { voting.cast_vote(id, true).await });
+    until("the vote waits for the disk", || open(leader, "first").is_none()).await;
+    // Each of these asks the leader's member too, whose record cannot be read while its disk hangs.
+    for n in 0..20 {
+        let name = n.to_string();
+        let proposal = submit(others[0], Propose { wait: Wait::Committed, ..named(&name) });
+        for node in &others {
+            until("a follower is asked", || open(node, &name).is_some()).await;
+            node.cast_vote(open(node, &name).unwrap(), true).await.unwrap();
+        }
+        // Without the leader's disk nothing is certified, but a quorum's disks commit.
+        assert_eq!(answer(proposal).await.state, ProposalState::Committed);
+    }
+    let status = leader.status();
+    assert_eq!((status.snapshot.term, status.leader), (term, Some(leader.id())), "nobody else was elected");
+    drop(stalled);
+    within("the vote", hanging).await.unwrap().unwrap();
+    nodes.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_asked_about_under_two_ids_gets_one_answer() {
+    let nodes = Nodes::start(&[Policy::Manual; 3]).await;
+    let (leader, others) = nodes.leader();
+    let (member, term) = (others[0], leader.status().snapshot.term);
+    for n in 0..20 {
+        let proposal = submit(leader, Propose { wait: Wait::Accepted, ..named(&n.to_string()) });
+        let id = answer(proposal).await.id.unwrap();
+        until("the member is asked", || member.shared.ballot(&id).is_some()).await;
+        let mut again = (*member.shared.ballot(&id).unwrap()).clone();
+        again.id.seq += 1_000_000;
+        let other = again.id;
+        let message = Message::Ballot { term, ballot: Arc::new(again) };
+        let asked = Event::Inject(core::Input::Receive { from: leader.id(), message });
+        assert!(member.shared.events.send(asked).await.is_ok());
+        until("the member is asked again", || member.shared.ballot(&other).is_some()).await;
+        let (grant, deny) = tokio::join!(member.cast_vote(id, true), member.cast_vote(other, false));
+        assert_eq!((grant, deny), (Ok(()), Err(VoteError::AlreadyCast { id: other, granted: true })));
+    }
+    nodes.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_waits_for_a_certificate_that_is_announced_before_it_can_be_read() {
+    let nodes = Nodes::start(&[Policy::Auto; 3]).await;
+    let (leader, others) = nodes.leader();
+    let stalled = leader.shared.store.stall_disk();
+    let status = answer(submit(others[0], Propose { wait: Wait::Committed, ..named("a") })).await;
+    let index = status.index.unwrap();
+    let head = Head { term: Term(1), size: index.0, root: Digest::ZERO };
+    let early = HeadCertificate { head, halves: Vec::new() };
+    others[0].shared.certificate.send_replace(Some(Arc::new(early)));
+    let mut commits = others[0].commits(index);
+    let mut event = Box::pin(commits.next());
+    // Without the leader's disk there is no certificate yet. Reading ends soon, one way or the other, so a stream that
+    // does not wait shows within a few looks.
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    for _ in 0..40 {
+        assert!(futures::poll!(&mut event).is_pending(), "the stream waits");
+        tick.tick().await;
+    }
+    drop(stalled);
+    let event = within("the commit", event).await.expect("no end").expect("no error");
+    assert_eq!((event.index, event.id), (index, status.id.unwrap()));
     nodes.close().await;
 }
