@@ -132,7 +132,8 @@ fn the_python_verifier_refuses_an_altered_genesis_and_another_cluster_s() {
     let other = write(dir.path(), "b.json", renamed.to_json());
     // What Python takes for a 1 is no version of the format, and our reader refuses it too.
     let version = |value: &str| {
-        let text = c.genesis.to_json().replacen("\"concordat_genesis\": 1", &format!("\"concordat_genesis\": {value}"), 1);
+        let text =
+            c.genesis.to_json().replacen("\"concordat_genesis\": 1", &format!("\"concordat_genesis\": {value}"), 1);
         Genesis::from_json(&text).expect_err("no version");
         write(dir.path(), &format!("{value}.json"), text)
     };

@@ -2,6 +2,7 @@
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+mod imports;
 mod offline;
 #[path = "../support/ports.rs"]
 mod ports;

@@ -13,8 +13,10 @@ use tempfile::tempdir;
 /// The file that a node locks in its store.
 const LOCK: &str = "lock";
 
+/// Where the ports of a `dev` begin. It takes a few from there on, which those of other tests must not be.
 fn free_port() -> String {
-    crate::ports::free_port().to_string()
+    let ports: Vec<u16> = (0..8).map(|_| crate::ports::free_port()).collect();
+    ports[0].to_string()
 }
 
 fn once(dir: &Path, more: &[&str]) -> Ran {
@@ -108,13 +110,13 @@ fn nodes_end_with_a_dev_that_was_killed_outright() {
 }
 
 /// A `dev` that serves.
-struct Dev {
+pub(crate) struct Dev {
     child: Child,
     nodes: String,
 }
 
 impl Dev {
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         fs::write(dir.join("one.jsonl"), "{\"first\":1}\n").unwrap();
         let mut child = program()
             .current_dir(dir)
@@ -138,7 +140,11 @@ impl Dev {
         Self { child, nodes }
     }
 
-    fn run(&self, dir: &Path, arguments: &[&str]) -> Ran {
+    pub(crate) fn first_node(&self) -> &str {
+        self.nodes.split(',').next().unwrap()
+    }
+
+    pub(crate) fn run(&self, dir: &Path, arguments: &[&str]) -> Ran {
         let output = program().current_dir(dir).env("CONCORDAT_NODES", &self.nodes).args(arguments).output().unwrap();
         Ran::of(&output)
     }
