@@ -160,7 +160,7 @@ async fn a_certificate_is_announced_only_when_it_is_durable_and_what_it_covers_i
         }
     }));
     within("fifty certificates", async {
-        tokio::select! { () = watch => {}, () = load => {} }
+        tokio::select! { () = watch => {}, _ = load => {} }
     })
     .await;
     nodes.close().await;
@@ -195,6 +195,8 @@ async fn a_leader_whose_disk_hangs_with_a_vote_goes_on_leading() {
     let first = submit(leader, Propose { wait: Wait::Accepted, ..named("first") });
     answer(first).await;
     until("the leader is asked", || open(leader, "first").is_some()).await;
+    // So that the vote is the next that goes to the disk.
+    until("all else is written", || leader.status().certified_index == leader.status().last_index).await;
     let stalled = leader.shared.store.stall_disk();
     let id = open(leader, "first").unwrap();
     let voting = leader.clone();
