@@ -213,8 +213,10 @@ async fn a_leader_whose_disk_hangs_with_a_vote_goes_on_leading() {
         // Without the leader's disk nothing is certified, but a quorum's disks commit.
         assert_eq!(answer(proposal).await.state, ProposalState::Committed);
     }
-    let status = leader.status();
-    assert_eq!((status.snapshot.term, status.leader), (term, Some(leader.id())), "nobody else was elected");
+    for node in others {
+        let status = node.status();
+        assert_eq!((status.snapshot.term, status.leader), (term, Some(leader.id())), "nobody else was elected");
+    }
     drop(stalled);
     within("the vote", hanging).await.unwrap().unwrap();
     nodes.close().await;
