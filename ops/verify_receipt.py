@@ -224,11 +224,16 @@ class Epoch:
         self.quorum = (n // 2 if rule == "majority" else 2 * n // 3) + 1
 
 
+def is_version(value, number):
+    # In Python True and 1.0 equal 1; in the file format they are something else.
+    return type(value) is int and value == number
+
+
 def read_genesis(text):
     g = exactly(
         json.loads(text, object_pairs_hook=strict), "concordat_genesis genesis_id name quorum members", "the genesis"
     )
-    need(g["concordat_genesis"] == 1, "unknown genesis version")
+    need(is_version(g["concordat_genesis"], 1), "unknown genesis version")
     need(re.fullmatch(r"[a-z0-9.-]{1,64}", g["name"]) and g["quorum"] in RULES, "bad name or quorum rule")
     members = []
     for m in g["members"]:
@@ -496,7 +501,7 @@ def load(file):
     if file.startswith(b"concordat:rcpt:"):
         return read_receipt(file)
     shown = json.loads(file, object_pairs_hook=strict)
-    need(isinstance(shown, dict) and shown.get("concordat_receipt") == 1, "unknown receipt version")
+    need(isinstance(shown, dict) and is_version(shown.get("concordat_receipt"), 1), "unknown receipt version")
     data = base64.b64decode(shown["receipt"], validate=True)
     receipt = read_receipt(data)
     need(render(data, receipt) == file, "the fields shown do not match the receipt's bytes")

@@ -5,6 +5,7 @@
 
 use crate::core::{Alarm, Role};
 use crate::ids::NodeId;
+use crate::limits::MAX_REQUESTS;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider as _};
 use opentelemetry_sdk::Resource;
@@ -118,6 +119,8 @@ pub struct Telemetry {
     peer_connected: Gauge<u64>,
     persist: Histogram<f64>,
     alarms: Counter<u64>,
+    request_entries: Gauge<u64>,
+    request_limit: Gauge<u64>,
 }
 
 impl Telemetry {
@@ -176,6 +179,14 @@ impl Telemetry {
             peer_connected: gauge("concordat_peer_connected", "1 while a connection to the member stands."),
             persist: seconds(&PERSIST),
             alarms: counter("concordat_alarms_total", "Alarms raised by this node; see its log."),
+            request_entries: gauge(
+                "concordat_request_table_entries",
+                "Requests remembered until their deadline, so that a retry is applied once.",
+            ),
+            request_limit: gauge(
+                "concordat_request_table_limit",
+                "Most requests that are remembered; at this bound every proposal is refused with backpressure.",
+            ),
         }
     }
 
@@ -192,6 +203,8 @@ impl Telemetry {
             self.set_role(from, from == Role::default());
         }
         self.set_pending(0);
+        self.set_request_entries(0);
+        self.request_limit.record(MAX_REQUESTS as u64, &[]);
         self.set_term(0);
         for position in Position::ALL {
             self.set_log_index(position, 0);
@@ -235,6 +248,11 @@ impl Telemetry {
     /// How many proposals that came in here are not decided.
     pub fn set_pending(&self, count: u64) {
         self.pending.record(count, &[]);
+    }
+
+    /// How many requests are remembered here.
+    pub fn set_request_entries(&self, count: u64) {
+        self.request_entries.record(count, &[]);
     }
 
     /// This node's term.

@@ -74,7 +74,13 @@ concordat_log_index{{position="last"}} 0
 # HELP concordat_peer_connected 1 while a connection to the member stands.
 # TYPE concordat_peer_connected gauge
 concordat_peer_connected{{peer="{PEER}"}} 0
-{persist}# HELP concordat_role 1 for the role this node has, 0 for the others.
+{persist}# HELP concordat_request_table_entries Requests remembered until their deadline, so that a retry is applied once.
+# TYPE concordat_request_table_entries gauge
+concordat_request_table_entries 0
+# HELP concordat_request_table_limit Most requests that are remembered; at this bound every proposal is refused with backpressure.
+# TYPE concordat_request_table_limit gauge
+concordat_request_table_limit 1000000
+# HELP concordat_role 1 for the role this node has, 0 for the others.
 # TYPE concordat_role gauge
 concordat_role{{role="candidate"}} 0
 concordat_role{{role="follower"}} 1
@@ -98,6 +104,7 @@ fn exercised() -> Telemetry {
     telemetry.commit_latency(60.0);
     telemetry.set_pending(4);
     telemetry.set_pending(3);
+    telemetry.set_request_entries(17);
     telemetry.set_term(9);
     telemetry.set_log_index(Position::Certified, 41);
     telemetry.set_peer_connected(PEER, true);
@@ -137,6 +144,8 @@ fn operational_metrics_follow_their_calls() {
         (r#"concordat_role{role="candidate"}"#, "0"),
         (r#"concordat_role{role="follower"}"#, "0"),
         (r#"concordat_log_index{position="certified"}"#, "41"),
+        ("concordat_request_table_entries", "17"),
+        ("concordat_request_table_limit", "1000000"),
         (&format!("concordat_peer_connected{{peer=\"{PEER}\"}}"), "1"),
         (r#"concordat_alarms_total{kind="false_leader"}"#, "1"),
         ("concordat_persist_seconds_count", "1"),

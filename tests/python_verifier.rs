@@ -100,6 +100,11 @@ fn the_python_verifier_refuses_what_ours_refuses() {
     tampered("in_flight", |r| r.chain.steps[0].joint.halves.swap(0, 1), "another epoch");
     let text = of("granted").to_json().replacen("\"epoch\": 0", "\"epoch\": 1", 1);
     bad.push((text.into_bytes(), "fields shown"));
+    for version in ["true", "1.0"] {
+        let shown = format!("\"concordat_receipt\": {version}");
+        let text = of("granted").to_json().replacen("\"concordat_receipt\": 1", &shown, 1);
+        bad.push((text.into_bytes(), "unknown receipt version"));
+    }
     let mut log = Cluster::new(c.genesis.table.members().to_vec());
     let index = log.abort(b"x", AbortReason::Rejected, &Votes { required: 2, grants: &[1], denials: &[2] });
     bad.push((log.receipt(index).encode(), "contradict the reason"));
@@ -125,7 +130,16 @@ fn the_python_verifier_refuses_an_altered_genesis_and_another_cluster_s() {
     let altered = write(dir.path(), "a.json", c.genesis.to_json().replacen("synthetic", "synthesis", 1));
     let renamed = Genesis::new("another", QuorumRule::Majority, c.genesis.table.clone()).unwrap();
     let other = write(dir.path(), "b.json", renamed.to_json());
-    for (genesis, why) in [(altered, "not that of the contents"), (other, "another epoch")] {
+    // What Python takes for a 1 is no version of the format, and our reader refuses it too.
+    let version = |value: &str| {
+        let text =
+            c.genesis.to_json().replacen("\"concordat_genesis\": 1", &format!("\"concordat_genesis\": {value}"), 1);
+        Genesis::from_json(&text).expect_err("no version");
+        write(dir.path(), &format!("{value}.json"), text)
+    };
+    let versions = [version("true"), version("1.0")].map(|file| (file, "unknown genesis version"));
+    let others = [(altered, "not that of the contents"), (other, "another epoch")];
+    for (genesis, why) in others.into_iter().chain(versions) {
         let output = run(&genesis, std::slice::from_ref(&receipt));
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.code() == Some(1) && text.contains(why), "{text}");

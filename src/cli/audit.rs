@@ -17,6 +17,12 @@ use serde_json::json;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long an audit waits for the certificate over what is committed, and how often it looks.
+const COVERED: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Arguments of `audit`.
 #[derive(Debug, Args)]
@@ -61,8 +67,8 @@ pub(super) struct Audited {
     pub(super) root: Option<Digest>,
 }
 
-/// Fetches everything that a node has committed by now and audits it. `root_at` asks for the root over that many
-/// entries.
+/// Fetches everything that a node has committed by now, and whatever else the certificate over that covers, and audits
+/// it. `root_at` asks for the root over that many entries.
 pub(super) async fn audit_node(
     client: &Client,
     nodes: &[String],
@@ -72,15 +78,13 @@ pub(super) async fn audit_node(
     let mut auditor = Auditor::new(genesis);
     let mut certificates = Certificates { client, nodes, fetched: VecDeque::new(), above: Some(0) };
     let mut root = None;
-    // The log grows while it is read: what is committed now is audited.
-    let mut target: Option<u64> = None;
-    let bar = output::progress(0, "auditing");
-    loop {
+    // The log grows while it is read, so where to end is settled before.
+    let end = end(client, nodes).await?;
+    let bar = output::progress(end, "auditing");
+    while auditor.size() < end {
         let from = LogIndex(auditor.size() + 1);
         let page = client.entries(from, MAX_PAGE).await.map_err(|e| call_failed(nodes, &e))?;
-        let end = *target.get_or_insert(page.commit_index.0);
-        bar.set_length(end);
-        if page.entries.is_empty() && auditor.size() < end {
+        if page.entries.is_empty() {
             return Err(flaw(format!("the node says {end} entries are committed and gives none from {from} on")));
         }
         for view in page.entries {
@@ -97,12 +101,34 @@ pub(super) async fn audit_node(
             }
             bar.inc(1);
         }
-        if auditor.size() >= end {
-            break;
-        }
     }
     bar.finish_and_clear();
     Ok(Audited { summary: auditor.finish().map_err(found)?, root })
+}
+
+/// Where an audit of a node's log ends: at the certificate over what is committed now, so that nothing of it is left
+/// unproved only because entries follow each other faster than certificates. Where none comes (no quorum is up), at what
+/// is committed.
+async fn end(client: &Client, nodes: &[String]) -> Result<u64, Failure> {
+    let page = client.entries(LogIndex(1), 1).await.map_err(|e| call_failed(nodes, &e))?;
+    let committed = page.commit_index.0;
+    let Some(above) = committed.checked_sub(1) else { return Ok(0) };
+    let until = Instant::now() + COVERED;
+    loop {
+        let page = client.certificates(above, 1).await.map_err(|e| call_failed(nodes, &e))?;
+        if let Some(text) = page.certificates.first() {
+            return Ok(decode_certificate(text)?.head.size.max(committed));
+        }
+        if Instant::now() >= until {
+            return Ok(committed);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn decode_certificate(text: &str) -> Result<HeadCertificate, Failure> {
+    let bytes = STANDARD.decode(text).map_err(|e| flaw(format!("a head certificate: {e}")))?;
+    HeadCertificate::decode(&bytes).map_err(|e| flaw(format!("a head certificate: {e}")))
 }
 
 /// A failed audit. The command's whole answer is this line, so it says that the log is at fault and not the program.
@@ -142,9 +168,7 @@ impl Certificates<'_> {
             let page: CertificatePage =
                 self.client.certificates(above, MAX_PAGE).await.map_err(|e| call_failed(self.nodes, &e))?;
             for text in &page.certificates {
-                let bytes = STANDARD.decode(text).map_err(|e| flaw(format!("a head certificate: {e}")))?;
-                self.fetched
-                    .push_back(HeadCertificate::decode(&bytes).map_err(|e| flaw(format!("a head certificate: {e}")))?);
+                self.fetched.push_back(decode_certificate(text)?);
             }
             // A page that does not lead on would be asked for without end.
             self.above = page.next.filter(|next| *next > above);

@@ -2,12 +2,12 @@
 //! that a line sent again, by a retry or by a second run, is recognised and applied once. Lines that change one record
 //! (an agent, a configuration key) keep their order; all others run side by side.
 
-use super::Failure;
-use super::output;
+use super::remember::{self, Import};
+use super::{Failure, output};
 use crate::api::{CallError, ProposalState, ProposalStatus, Propose, ProposeError, Wait};
 use crate::certificate::AbortReason;
 use crate::client::Client;
-use crate::ids::{LogIndex, ProposalId};
+use crate::ids::{Digest, LogIndex, ProposalId};
 use crate::limits::MAX_REQUEST_HORIZON_MS;
 use crate::registry::{Key, Operation, Outcome};
 use futures::StreamExt as _;
@@ -40,8 +40,9 @@ pub(super) struct Options {
     pub(super) ttl_ms: Option<u64>,
     /// How long one request is tried again before its outcome is given up as unknown.
     pub(super) patience: Duration,
-    /// Until when the cluster remembers the request ids, milliseconds since the Unix epoch.
-    pub(super) deadline_ms: Option<u64>,
+    /// Until when the cluster remembers the request ids, milliseconds since the Unix epoch. The same at every try: with
+    /// another deadline a retry may be another request.
+    pub(super) deadline_ms: u64,
 }
 
 impl Options {
@@ -49,7 +50,7 @@ impl Options {
         Propose {
             client: Some(self.client.clone()),
             request_id: Some(request_id),
-            deadline_ms: self.deadline_ms,
+            deadline_ms: Some(self.deadline_ms),
             required_quorum: self.required_quorum,
             ttl_ms: self.ttl_ms,
             wait: self.wait,
@@ -58,10 +59,31 @@ impl Options {
     }
 }
 
-/// A deadline `days` from now, within what the cluster accepts.
-pub(super) fn deadline_in_days(now_ms: u64, days: u64) -> u64 {
+/// The deadline of the requests of a file, under this client identity to this cluster: that of its first run, found in
+/// the state file, or now `days` from now.
+pub(super) fn deadline(
+    state: &Path,
+    lines: &Lines,
+    client: &str,
+    genesis_id: Digest,
+    days: u64,
+) -> Result<u64, Failure> {
+    let now = super::now_ms();
     // An hour less than the horizon, for clocks that differ.
-    now_ms + (days * 86_400_000).min(MAX_REQUEST_HORIZON_MS - 3_600_000)
+    let fresh = now + (days * 86_400_000).min(MAX_REQUEST_HORIZON_MS - 3_600_000);
+    let import = Import { genesis_id, client: client.to_owned(), file: lines.digest.clone() };
+    let deadline = remember::deadline(state, &import, fresh)?;
+    if deadline <= now {
+        return Err(Failure::new(format!(
+            "the lines of this file were proposed before, and the cluster remembered that until {}: sent now, none could be told from a new request",
+            output::time(deadline)
+        ))
+        .hint(format!(
+            "the log holds what was applied; to propose every line anew, remove {} first",
+            state.display()
+        )));
+    }
+    Ok(deadline)
 }
 
 /// The lines of a file and its digest, which begins every request id.
@@ -224,6 +246,7 @@ pub(super) async fn run(
     loop {
         while flying.len() < concurrency {
             let Some(next) = schedule.next() else { break };
+            let options = Options { wait: schedule.wait(next.line, options.wait), ..options.clone() };
             let work = propose_line(client, payloads(next.line), next.line + 1, lines, options);
             let started = Instant::now();
             let send = next.send && !given_up;
@@ -256,7 +279,7 @@ fn subject(text: &str) -> Option<Key> {
     Operation::parse(&payload).ok().flatten().map(|operation| operation.action.key())
 }
 
-async fn propose_line(client: &Client, text: &str, line: usize, lines: &Lines, options: &Options) -> LineOutcome {
+async fn propose_line(client: &Client, text: &str, line: usize, lines: &Lines, options: Options) -> LineOutcome {
     let request_id = lines.request_id(line);
     let payload = match serde_json::from_str(text) {
         Ok(payload) => payload,
@@ -385,6 +408,15 @@ impl Schedule {
         self.ready.pop().map(|Reverse((line, send))| Next { line, send })
     }
 
+    /// What to wait for at a line. One that has a successor waits until it is committed, whatever is asked: what is only
+    /// accepted may be lost with its leader, and sent again it would come after a successor that the next leader took.
+    fn wait(&self, line: usize, asked: Wait) -> Wait {
+        match (asked, self.successor.get(line)) {
+            (Wait::Accepted, Some(Some(_))) => Wait::Committed,
+            _ => asked,
+        }
+    }
+
     fn finished(&mut self, line: usize, known: bool) {
         if let Some(next) = self.successor.get(line).copied().flatten() {
             self.ready.push(Reverse((next, known)));
@@ -417,6 +449,15 @@ mod tests {
         assert_eq!(drain(&mut schedule), [6]);
         schedule.finished(6, true);
         assert_eq!(drain(&mut schedule), [0; 0]);
+    }
+
+    #[test]
+    fn a_line_goes_only_after_the_one_before_it_of_its_key_is_committed() {
+        let schedule = keys("aba");
+        let waits = |asked| [0, 1, 2].map(|line| schedule.wait(line, asked));
+        assert_eq!(waits(Wait::Accepted), [Wait::Committed, Wait::Accepted, Wait::Accepted]);
+        assert_eq!(waits(Wait::Committed), [Wait::Committed; 3]);
+        assert_eq!(waits(Wait::Certified), [Wait::Certified; 3]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod import;
 mod output;
 mod propose;
 mod query;
+mod remember;
 mod serve;
 mod setup;
 mod verify;

@@ -1,17 +1,16 @@
 //! `propose` and `vote`.
 
 use super::import::{self, Answer, Lines, Options};
-use super::output;
-use super::{Failure, Global, call_failed, client};
-use crate::api::{ProposalState, ProposalStatus, Wait};
+use super::{Failure, Global, call_failed, client, output, remember};
+use crate::api::{ProposalState, ProposalStatus, Status, Wait};
 use crate::client::Client;
 use crate::ids::ProposalId;
-use crate::limits::MAX_HTTP_BODY;
+use crate::limits::{DEFAULT_REQUEST_HORIZON_MS, MAX_HTTP_BODY};
 use clap::{Args, ValueEnum};
 use rand::TryRngCore as _;
 use serde_json::Value;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,7 +24,8 @@ pub(super) enum WaitFor {
     Certified,
     /// Durable on a quorum
     Committed,
-    /// Queued at the leader only; may be lost with it
+    /// Queued at the leader only; may be lost with it (with --file, a line waits to be committed all the same when a
+    /// later line changes the same agent or configuration key, so that the two cannot change places)
     Accepted,
 }
 
@@ -69,22 +69,31 @@ pub(super) struct Propose {
     /// How long a proposal is tried again through failovers, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     patience: u64,
-    /// How long the cluster remembers the request ids of a file, in days: within them a second run applies nothing twice
+    /// Until when the id is remembered, milliseconds since the Unix epoch; a retry must say what the first try said
+    /// [default: in a day]
+    #[arg(long, value_name = "MS", conflicts_with = "file", requires = "request_id")]
+    deadline_ms: Option<u64>,
+    /// How long the cluster remembers the request ids of a file, in days from its first run: until then a further run
+    /// finds every line's outcome, and later it is refused, so that no line is ever applied twice
     #[arg(long, default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=400))]
     remember_days: u64,
+    /// Where the first run of a file notes its deadline for all further ones; keep it with the file
+    /// [default: FILE.concordat]
+    #[arg(long, value_name = "FILE", requires = "file")]
+    state: Option<PathBuf>,
 }
 
 impl Propose {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
         match &self.file {
-            Some(file) => self.import(global, Lines::read(file)?).await,
+            Some(file) => self.import(global, file, Lines::read(file)?).await,
             None => self.single(global).await,
         }
     }
 
-    fn options(&self, client: &str, deadline_ms: Option<u64>) -> Options {
+    fn options(&self, client: String, deadline_ms: u64) -> Options {
         Options {
-            client: self.client.clone().unwrap_or_else(|| client.to_owned()),
+            client,
             wait: self.wait.into(),
             required_quorum: self.required_quorum,
             ttl_ms: self.ttl_ms,
@@ -94,15 +103,18 @@ impl Propose {
     }
 
     /// A wrong address is found now, not after the patience of the first proposal.
-    async fn connect(&self, global: &Global) -> Result<Client, Failure> {
+    async fn connect(&self, global: &Global) -> Result<(Client, Status), Failure> {
         let nodes = global.nodes();
-        global.client()?.status().await.map_err(|e| call_failed(&nodes, &e))?;
-        client(&nodes, import::TRY.min(Duration::from_secs(self.patience)))
+        let status = global.client()?.status().await.map_err(|e| call_failed(&nodes, &e))?;
+        Ok((client(&nodes, import::TRY.min(Duration::from_secs(self.patience)))?, status))
     }
 
-    async fn import(&self, global: &Global, lines: Lines) -> Result<ExitCode, Failure> {
-        let client = self.connect(global).await?;
-        let options = self.options(import::CLIENT, Some(import::deadline_in_days(super::now_ms(), self.remember_days)));
+    async fn import(&self, global: &Global, file: &Path, lines: Lines) -> Result<ExitCode, Failure> {
+        let (client, status) = self.connect(global).await?;
+        let state = self.state.clone().unwrap_or_else(|| remember::beside(file));
+        let identity = self.client.clone().unwrap_or_else(|| import::CLIENT.to_owned());
+        let deadline = import::deadline(&state, &lines, &identity, status.genesis_id, self.remember_days)?;
+        let options = self.options(identity, deadline);
         let bar = output::progress(lines.len() as u64, "proposing");
         let tally = import::run(&client, &lines, &options, self.concurrency.into(), &bar, output::json).await?;
         eprintln!("{} lines: {tally}", lines.len());
@@ -115,8 +127,10 @@ impl Propose {
 
     async fn single(&self, global: &Global) -> Result<ExitCode, Failure> {
         let payload = read_payload(self.payload.as_deref().unwrap_or_default())?;
-        let client = self.connect(global).await?;
-        let options = self.options(CLIENT, None);
+        let (client, _) = self.connect(global).await?;
+        let identity = self.client.clone().unwrap_or_else(|| CLIENT.to_owned());
+        let usual = || super::now_ms() + DEFAULT_REQUEST_HORIZON_MS + self.patience * 1000;
+        let options = self.options(identity, self.deadline_ms.unwrap_or_else(usual));
         let request_id = self.request_id.clone().map_or_else(random_id, Ok)?;
         let request = options.propose(payload, request_id.clone());
         let mut told = false;
@@ -130,8 +144,8 @@ impl Propose {
             Answer::Known(status) => show(&status, global.json),
             Answer::Refused(e) => Err(Failure::new(e)),
             Answer::Unknown(detail) => Err(Failure::new(format!("the outcome is not known: {detail}")).hint(format!(
-                "it may still be applied; ask again with --client {} --request-id {request_id}",
-                options.client
+                "it may still be applied; ask again with --client {} --request-id {request_id} --deadline-ms {}",
+                options.client, options.deadline_ms
             ))),
         }
     }

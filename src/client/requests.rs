@@ -7,7 +7,10 @@ use crate::api::{
     OpenBallots, ProposalStatus, Propose, ProposeError, Status, VoteError, VoteRequest,
 };
 use crate::ids::{LogIndex, ProposalId};
-use crate::limits::{DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_HTTP_BODY, MAX_PAGE, MAX_PAYLOAD};
+use crate::limits::{
+    DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_HTTP_BODY, MAX_PAGE, MAX_PAYLOAD,
+    MAX_REQUEST_HORIZON_MS,
+};
 use crate::registry::{AgentRecord, AgentStatus};
 use bytes::Bytes;
 use rand::TryRngCore;
@@ -15,7 +18,7 @@ use rand::rngs::OsRng;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What a node may take longer than the wait that it was asked for, before another is tried.
 const GRACE: Duration = Duration::from_secs(2);
@@ -62,12 +65,17 @@ impl From<ProposalId> for ReceiptOf {
     }
 }
 
+/// How long a request with a made-up id is remembered beyond the last try and its time to live, for clocks that differ.
+const UNNAMED_EXTRA_MS: u64 = 60_000;
+
 /// What a query answers.
 type Queried<T> = Result<T, CallError<Refusal>>;
 
 impl Client {
     /// Proposes, and waits as `propose.wait` says for at most `propose.wait_ms` (within the client's deadline when
-    /// absent). A proposal without a request id gets one made up, so that it is applied once however often it is sent.
+    /// absent). A proposal without a request id gets one made up, so that it is applied once however often it is sent;
+    /// one without a deadline gets one that is the same for all tries of this call. Whoever calls again with the same
+    /// request id must give it the same `deadline_ms`, or after the first deadline it is another request.
     ///
     /// # Errors
     /// [`ProposeError`] as the node says it. After [`CallError::Unreachable`] the proposal may have been taken: ask
@@ -77,13 +85,25 @@ impl Client {
         if propose.client.is_none() {
             propose.client.clone_from(&options.client);
         }
+        let ttl_ms = propose.ttl_ms.unwrap_or(DEFAULT_TTL_MS);
+        let usual = ttl_ms.saturating_add(DEFAULT_WAIT_EXTRA_MS);
+        let most = millis(options.deadline);
+        let wait_ms = *propose.wait_ms.get_or_insert_with(|| usual.min(most));
+        let attempt = Duration::from_millis(wait_ms).saturating_add(GRACE);
+        let total = options.deadline.max(attempt);
+        // Fixed here, once for all tries: were each node to choose one, a try whose answer was lost and the next would
+        // differ in it.
+        let horizon = match propose.request_id {
+            Some(_) => DEFAULT_REQUEST_HORIZON_MS,
+            // Only this call can repeat it.
+            None => {
+                millis(total).saturating_add(ttl_ms).saturating_add(UNNAMED_EXTRA_MS).min(MAX_REQUEST_HORIZON_MS / 2)
+            }
+        };
+        propose.deadline_ms.get_or_insert_with(|| wall_ms().saturating_add(horizon));
         if propose.request_id.is_none() {
             propose.request_id = Some(fresh_id().map_err(Failure::typed)?);
         }
-        let usual = propose.ttl_ms.unwrap_or(DEFAULT_TTL_MS).saturating_add(DEFAULT_WAIT_EXTRA_MS);
-        let most = u64::try_from(options.deadline.as_millis()).unwrap_or(u64::MAX);
-        let wait_ms = *propose.wait_ms.get_or_insert_with(|| usual.min(most));
-        let attempt = Duration::from_millis(wait_ms).saturating_add(GRACE);
         let body = to_body(&propose).map_err(Failure::typed)?;
         if body.len() > MAX_HTTP_BODY {
             // Refused here: the node would close the connection before it has read the body.
@@ -98,7 +118,7 @@ impl Client {
             accept: JSON,
             body: Some(body),
             attempt,
-            total: options.deadline.max(attempt),
+            total,
         };
         self.call(&call).await.and_then(|answer| answer.json()).map_err(Failure::typed)
     }
@@ -329,6 +349,16 @@ fn status_text(status: AgentStatus) -> &'static str {
         AgentStatus::Draining => "draining",
         AgentStatus::Offline => "offline",
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since the Unix epoch; zero for a clock set before it.
+#[expect(clippy::disallowed_methods, reason = "a deadline that no node chose is chosen by the application's clock")]
+fn wall_ms() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// A request id that nobody else makes up.

@@ -155,6 +155,21 @@ async fn a_lost_answer_is_asked_for_again_under_the_same_request_id() {
     assert_eq!((&one.method, &*one.path), (&Method::POST, "/v1/proposals"));
     assert_eq!(one.body, two.body);
     assert_eq!(one.body["request_id"].as_str().unwrap().len(), 32);
+    assert!(one.body["deadline_ms"].is_u64(), "no node chooses a deadline of its own");
+}
+
+#[tokio::test]
+async fn a_request_that_only_one_call_can_repeat_is_remembered_for_minutes_a_named_one_for_a_day() {
+    let node = Node::answering((0..3).map(|_| ok(&status(ProposalState::Certified)))).await;
+    let client = client([&node.address]);
+    let named = Propose { request_id: Some("mine".into()), ..Propose::new(json!(1)) };
+    let own = Propose { deadline_ms: Some(77), ..named.clone() };
+    for propose in [Propose::new(json!(1)), named, own] {
+        client.propose_with(propose).await.unwrap();
+    }
+    let deadlines: Vec<u64> = node.seen().iter().map(|seen| seen.body["deadline_ms"].as_u64().unwrap()).collect();
+    let hours = (deadlines[1] - deadlines[0]) / 3_600_000;
+    assert!((23..=24).contains(&hours) && deadlines[2] == 77, "{deadlines:?}");
 }
 
 #[tokio::test]

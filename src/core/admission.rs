@@ -20,9 +20,15 @@ impl Core {
         if self.clock_suspect {
             return Admission::ClockOutOfBound;
         }
+        if payload.len() > MAX_PAYLOAD {
+            return Admission::PayloadTooLarge { size: payload.len() };
+        }
+        if !request.is_within_bounds() {
+            return Admission::InvalidRequestId;
+        }
         let (least, most) = self.quorum_bounds();
         let required = required_quorum.unwrap_or(least);
-        if required < least || required > most || payload.len() > MAX_PAYLOAD || !request.is_within_bounds() {
+        if required < least || required > most {
             return Admission::InvalidQuorum { least, most };
         }
         if let Some(first) = self.requests.get(&request.key()) {

@@ -73,9 +73,12 @@ pub fn content(payload: &[u8]) -> Digest {
 impl Core {
     // ---- leader ----
 
-    pub(super) fn open_ballot(&mut self, ballot: Ballot) {
-        let ballot = Arc::new(ballot);
+    pub(super) fn open_ballot(&mut self, mut ballot: Ballot) {
         let now = self.now.mono;
+        // Decided after its request's deadline, a proposal would be in the log for ever and change nothing.
+        let left = ballot.request.deadline_ms.saturating_sub(self.now.wall.max(self.log.last_proposed_at()));
+        ballot.ttl_ms = ballot.ttl_ms.min(left);
+        let ballot = Arc::new(ballot);
         let open = Open {
             expires: now + ballot.ttl_ms,
             ask_again: now + ASK_AGAIN_MS,

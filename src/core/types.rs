@@ -114,6 +114,13 @@ pub enum Admission {
     },
     /// The leader's clock is out of bound against its peers': it takes nothing.
     ClockOutOfBound,
+    /// The payload is larger than [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD).
+    PayloadTooLarge {
+        /// Bytes given.
+        size: usize,
+    },
+    /// The client identity or the request id is out of bounds.
+    InvalidRequestId,
 }
 
 /// A question put to one member.

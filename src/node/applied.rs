@@ -98,8 +98,9 @@ fn run(batches: &Receiver<Vec<Arc<Entry>>>, shared: &Shared, mailbox: &Mailbox) 
         }
         shared.applied.send_replace(last);
         mailbox.applied(last);
-        let keys: Vec<Digest> = entries.iter().filter_map(|e| e.body.request.as_ref()).map(|r| r.key()).collect();
-        shared.wake(&keys);
+        let requests: Vec<(Digest, LogIndex)> =
+            entries.iter().filter_map(|e| Some((e.body.request.as_ref()?.key(), e.index()))).collect();
+        shared.wake(&requests);
         debug_assert!(entries.iter().all(|e| e.header.kind != Kind::Proposal || e.body.request.is_some()));
     }
 }

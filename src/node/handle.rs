@@ -7,12 +7,12 @@ use super::shared::Shared;
 use crate::api::{OpenBallot, ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait};
 use crate::certificate::{Genesis, Request};
 use crate::core::{Submission, content};
-use crate::ids::{Digest, NodeId, ProposalId};
+use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
 use crate::limits::{
     DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_PAYLOAD, MAX_REQUEST_HORIZON_MS,
     MAX_REQUESTS, MAX_TTL_MS, MAX_WAIT_MS, MIN_TTL_MS,
 };
-use crate::registry;
+use crate::registry::{self, Outcome};
 use crate::telemetry::Position;
 use rand::TryRngCore;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const UNNAMED_HORIZON_MS: u64 = 60_000;
 struct Waiter {
     shared: Arc<Shared>,
     key: Digest,
-    done: oneshot::Receiver<()>,
+    done: oneshot::Receiver<LogIndex>,
 }
 
 impl Drop for Waiter {
@@ -69,6 +69,7 @@ impl Handle {
         };
         let (key, asked) = (request.key(), content(&submission.payload));
         let mut waiter = Waiter { done: self.shared.wait_for(key), shared: self.shared.clone(), key };
+        let mut entry = None;
         if self.known(&key, &submission.payload)? {
             status.repeated = true;
         } else {
@@ -78,22 +79,33 @@ impl Handle {
             );
             let outcome = outcome.await;
             match outcome {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) | Err(_) => return Ok(status),
+                Ok(Ok(Some(index))) => entry = Some(index),
+                Ok(Ok(None)) | Err(_) => return Ok(status),
                 Ok(Err(why)) => return Err(why),
             }
+        }
+        if entry.is_some_and(|index| self.is_expired(index, &key)) {
+            return Err(ProposeError::RequestExpired);
         }
         self.settle((&key, &asked), wait, patience, status).await
     }
 
-    /// Hands a submission over and waits until it is applied (true) or, if that is all that is asked, taken (false).
+    /// Whether an entry was applied without effect because it came after its request's deadline. The table knows
+    /// nothing of it, so the entry itself must say so.
+    fn is_expired(&self, index: LogIndex, key: &Digest) -> bool {
+        let replica = self.shared.replica();
+        replica.state.answered(key).is_none() && replica.outcome(index) == Some(&Outcome::RequestExpired)
+    }
+
+    /// Hands a submission over and waits until it is applied (then tells its index) or, if that is all that is asked,
+    /// taken.
     async fn see_through(
         &self,
         submission: Submission,
         wait: Wait,
-        done: &mut oneshot::Receiver<()>,
+        done: &mut oneshot::Receiver<LogIndex>,
         status: &mut ProposalStatus,
-    ) -> Result<bool, ProposeError> {
+    ) -> Result<Option<LogIndex>, ProposeError> {
         let (tell, mut taken) = oneshot::channel();
         self.shared.events.try_send(Event::Submit { submission, taken: tell }).map_err(|e| match e {
             tokio::sync::mpsc::error::TrySendError::Full(_) => ProposeError::Backpressure,
@@ -101,16 +113,18 @@ impl Handle {
         })?;
         tokio::select! {
             biased;
-            applied = &mut *done => return applied.map(|()| true).map_err(|_| ProposeError::Closed),
-            // Told nothing: it was routed to nobody because it is applied already, and `done` says so.
-            answer = &mut taken => if let Ok(answer) = answer { status.id = Some(answer?) },
-        }
-        if wait == Wait::Accepted {
-            return Ok(false);
+            applied = &mut *done => return applied.map(Some).map_err(|_| ProposeError::Closed),
+            // Told nothing: it was routed to nobody because it is committed already, and `done` will say so.
+            answer = &mut taken => if let Ok(answer) = answer {
+                status.id = Some(answer?);
+                if wait == Wait::Accepted {
+                    return Ok(None);
+                }
+            },
         }
         let mut ended = self.shared.ended.subscribe();
         tokio::select! {
-            applied = &mut *done => applied.map(|()| true).map_err(|_| ProposeError::Closed),
+            applied = &mut *done => applied.map(Some).map_err(|_| ProposeError::Closed),
             _ = ended.wait_for(Option::is_some) => Err(ProposeError::Closed),
         }
     }
@@ -140,7 +154,7 @@ impl Handle {
     }
 
     /// Fills in what the state machine knows of a request; `None` when it knows nothing (any more).
-    pub(super) fn fill(&self, key: &Digest, status: &mut ProposalStatus) -> Option<crate::ids::LogIndex> {
+    pub(super) fn fill(&self, key: &Digest, status: &mut ProposalStatus) -> Option<LogIndex> {
         let replica = self.shared.replica();
         let first = replica.state.answered(key)?;
         status.id = Some(first.id);
@@ -241,6 +255,7 @@ impl Handle {
         let (shared, view) = (&self.shared, self.shared.view());
         let telemetry = &shared.telemetry;
         telemetry.set_pending(view.pending);
+        telemetry.set_request_entries(shared.replica().state.requests_len() as u64);
         telemetry.set_term(view.term.0);
         telemetry.set_log_index(Position::Last, view.last.0);
         telemetry.set_log_index(Position::Durable, view.durable.0);

@@ -1,6 +1,7 @@
 //! Where threads leave what they finished for the owner loop. Never blocks them: what is in here is bounded by the work
 //! that the core has asked for, and a full channel back to the owner could lock it against its own helpers.
 
+use super::ballots::Records;
 use crate::core::Input;
 use crate::ids::LogIndex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +14,7 @@ pub(super) struct Mailbox {
     inputs: Mutex<Vec<Input>>,
     persisted: AtomicU64,
     applied: AtomicU64,
+    records: Mutex<Option<Records>>,
     failure: Mutex<Option<String>>,
     wake: Notify,
 }
@@ -23,6 +25,8 @@ pub(super) struct Mail {
     pub(super) inputs: Vec<Input>,
     pub(super) persisted: u64,
     pub(super) applied: LogIndex,
+    /// One look at a time is under way.
+    pub(super) records: Option<Records>,
     pub(super) failure: Option<String>,
 }
 
@@ -39,6 +43,12 @@ impl Mailbox {
 
     pub(super) fn applied(&self, index: LogIndex) {
         self.applied.fetch_max(index.0, Ordering::AcqRel);
+        self.wake.notify_one();
+    }
+
+    /// A look at the ballot answers on record is done.
+    pub(super) fn looked(&self, records: Records) {
+        *self.records.lock().expect("no holder of this lock panics") = Some(records);
         self.wake.notify_one();
     }
 
@@ -60,6 +70,7 @@ impl Mailbox {
             inputs: std::mem::take(&mut *self.inputs.lock().expect("no holder of this lock panics")),
             persisted: self.persisted.load(Ordering::Acquire),
             applied: LogIndex(self.applied.load(Ordering::Acquire)),
+            records: self.records.lock().expect("no holder of this lock panics").take(),
             failure: self.failure.lock().expect("no holder of this lock panics").clone(),
         }
     }

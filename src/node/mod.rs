@@ -2,9 +2,12 @@
 //! the [`Handle`] that the rest of the program holds.
 
 mod applied;
+mod ballots;
+mod certifying;
 pub mod clock;
 mod consensus;
 mod crypto;
+mod delivered;
 mod handle;
 mod mailbox;
 mod owner;
@@ -28,8 +31,11 @@ use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
 use applied::{Applier, Replica};
+use ballots::Lookups;
+use certifying::Certifying;
 use clock::Clock;
 use crypto::Pool;
+use delivered::Delivered;
 use mailbox::Mailbox;
 use owner::Owner;
 use rand::TryRngCore;
@@ -188,10 +194,13 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         events,
         incoming,
         pending: BTreeMap::new(),
+        delivered: Delivered::default(),
+        certifying: Certifying::default(),
         origins: BTreeMap::new(),
         next_handle: 1,
         retry_at: 0,
         recent_casts: HashMap::new(),
+        lookups: Lookups::default(),
         cast_waiters: HashMap::new(),
         cast_writes: Vec::new(),
         persisted: 0,
@@ -249,3 +258,6 @@ fn core_options(config: &Config) -> core::Options {
         seed: u64::from_be_bytes(seed),
     }
 }
+
+#[cfg(test)]
+mod tests;

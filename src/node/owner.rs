@@ -3,14 +3,17 @@
 
 use super::Ended;
 use super::applied::Applier;
+use super::ballots::{Lookups, Subject};
+use super::certifying::Certifying;
 use super::crypto::Pool;
+use super::delivered::Delivered;
 use super::mailbox::Mailbox;
 use super::pending::{Origin, Pending};
 use super::shared::{Shared, View};
 use crate::api::{ProposeError, Role, VoteError};
-use crate::certificate::{Kind, Policy};
+use crate::certificate::Kind;
 use crate::config::Rules;
-use crate::core::{Admission, Alarm, Ballot, Core, Effect, Input, Submission, Write};
+use crate::core::{Admission, Alarm, Core, Effect, Input, Submission, Write};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
 use crate::storage::Committer;
 use crate::transport::{Inbox, Incoming};
@@ -38,6 +41,9 @@ pub(super) enum Event {
     Vote { id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>> },
     /// Stop.
     Close,
+    /// As if it had come in from where such inputs come from.
+    #[cfg(test)]
+    Inject(Input),
 }
 
 pub(super) struct Owner {
@@ -52,12 +58,15 @@ pub(super) struct Owner {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) incoming: Inbox,
     pub(super) pending: BTreeMap<Digest, Pending>,
+    pub(super) delivered: Delivered,
+    pub(super) certifying: Certifying,
     pub(super) origins: BTreeMap<u64, Origin>,
     pub(super) next_handle: u64,
     pub(super) retry_at: u64,
     /// Answers to ballots, each with the sequence number of its write.
-    pub(super) recent_casts: HashMap<(Digest, Digest), (bool, u64)>,
-    pub(super) cast_waiters: HashMap<(Digest, Digest), oneshot::Sender<Result<(), VoteError>>>,
+    pub(super) recent_casts: HashMap<Subject, (bool, u64)>,
+    pub(super) lookups: Lookups,
+    pub(super) cast_waiters: HashMap<Subject, oneshot::Sender<Result<(), VoteError>>>,
     pub(super) cast_writes: Vec<(u64, oneshot::Sender<Result<(), VoteError>>)>,
     pub(super) persisted: u64,
     /// Writes on their way to the disk, with the time (since the clock's start) at which each was handed over.
@@ -124,10 +133,17 @@ impl Owner {
         }
         if mail.applied > self.applied {
             self.applied = mail.applied;
+            self.delivered.apply(mail.applied);
             self.feed(Input::Applied { index: mail.applied });
+        }
+        if let Some(certificate) = self.certifying.shown(self.persisted, self.applied) {
+            self.shared.certificate.send_replace(Some(certificate));
         }
         for input in mail.inputs {
             self.feed(input);
+        }
+        if let Some(records) = mail.records {
+            self.on_records(records);
         }
         if let Some(why) = mail.failure {
             self.stop.get_or_insert(Ended::Halted(why));
@@ -154,6 +170,11 @@ impl Owner {
         if now >= self.retry_at {
             self.retry_pending(now);
         }
+        self.carry_out();
+        self.publish();
+    }
+
+    pub(super) fn carry_out(&mut self) {
         loop {
             let effects = self.core.drain();
             if effects.is_empty() {
@@ -163,7 +184,6 @@ impl Owner {
                 self.execute(effect);
             }
         }
-        self.publish();
     }
 
     fn execute(&mut self, effect: Effect) {
@@ -178,14 +198,17 @@ impl Owner {
                 for entry in &entries {
                     self.on_committed(entry);
                 }
+                self.delivered.deliver(&entries);
                 self.applier.apply(entries);
             }
-            Effect::Certified(certificate) => {
-                self.shared.certificate.send_replace(Some(certificate));
-            }
+            // Announced when its write, which came before this, is durable.
+            Effect::Certified(_) => {}
             Effect::Admitted { handle, admission } => self.on_admitted(handle, admission),
             Effect::Ask { ballot } => self.on_asked(ballot),
-            Effect::Withdraw { id } => self.shared.withdraw(&id),
+            Effect::Withdraw { id } => {
+                self.lookups.withdraw(&id);
+                self.shared.withdraw(&id);
+            }
             Effect::Role { role, term, leader } => self.on_role(role, term, leader),
             Effect::Alarm(alarm) => self.on_alarm(&alarm),
             Effect::Halt(why) => {
@@ -207,6 +230,9 @@ impl Owner {
             if let Some(waiter) = self.cast_waiters.remove(&key) {
                 self.cast_writes.push((seq, waiter));
             }
+        }
+        if let Some(certificate) = &write.certificate {
+            self.certifying.written(seq, certificate.clone());
         }
         self.writing.push_back((seq, self.shared.clock.elapsed()));
         if let Err(why) = self.committer.submit(seq, write) {
@@ -248,88 +274,12 @@ impl Owner {
         match event {
             Event::Submit { submission, taken } => self.on_submit(submission, taken),
             Event::Vote { id, granted, done } => self.on_own_vote(id, granted, done),
+            #[cfg(test)]
+            Event::Inject(input) => self.feed(input),
             Event::Close => {
                 self.stop.get_or_insert(Ended::Closed);
             }
         }
-    }
-
-    // ---- ballots ----
-
-    fn on_asked(&mut self, ballot: Arc<Ballot>) {
-        // Past its deadline the record of an earlier answer may be gone, and another could contradict it.
-        // The log's clock counts too: it stays when this node's is set back.
-        if ballot.request.deadline_ms < self.shared.clock.now().wall.max(self.core.log_time()) {
-            return;
-        }
-        let key = (ballot.request.key(), crate::core::content(&ballot.payload));
-        let Some(recorded) = self.recorded_cast(&key) else { return };
-        let id = ballot.id;
-        // An answer is for ever: whoever asks again about the same request and payload gets it again.
-        if let Some(granted) = recorded {
-            return self.feed(Input::Decide { id, granted, on_record: true });
-        }
-        let granted = match self.shared.policy {
-            Policy::Auto => is_valid(&ballot.payload),
-            Policy::Rules => is_valid(&ballot.payload) && self.rules.grants(&ballot),
-            Policy::Manual => {
-                let until = self.shared.clock.now().mono + ballot.ttl_ms;
-                self.shared.open_ballot(ballot, until);
-                return;
-            }
-        };
-        // Remembered once its write is under way, not before: the core may have withdrawn the question meanwhile.
-        self.feed(Input::Decide { id, granted, on_record: false });
-    }
-
-    /// The answer on record for a request and payload, if any; `None` when the record cannot be read, and the node stops.
-    fn recorded_cast(&mut self, key: &(Digest, Digest)) -> Option<Option<bool>> {
-        if let Some((granted, _)) = self.recent_casts.get(key) {
-            return Some(Some(*granted));
-        }
-        match self.shared.store.cast_vote(&key.0, &key.1) {
-            Ok(cast) => Some(cast.map(|c| c.granted)),
-            Err(why) => {
-                self.stop.get_or_insert(Ended::Halted(format!("votes on record cannot be read: {why}")));
-                None
-            }
-        }
-    }
-
-    fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
-        let policy = self.shared.policy;
-        let ballot = match self.shared.ballot(&id) {
-            _ if policy != Policy::Manual => Err(VoteError::NotManual { policy }),
-            None => Err(VoteError::NoBallot { id }),
-            Some(ballot) => Ok(ballot),
-        };
-        let refusal = match ballot {
-            Err(refusal) => refusal,
-            Ok(ballot) => {
-                let key = (ballot.request.key(), crate::core::content(&ballot.payload));
-                // The same request and payload may be asked about under another id: one answer holds for both, or this
-                // member would sign a grant and a denial of one thing.
-                let Some(recorded) = self.recorded_cast(&key) else { return };
-                if let Some(granted) = recorded.filter(|r| *r != granted) {
-                    VoteError::AlreadyCast { id, granted }
-                } else {
-                    self.shared.withdraw(&id);
-                    self.feed(Input::Decide { id, granted, on_record: recorded.is_some() });
-                    if !self.core.is_answered(&id) {
-                        // Withdrawn by the core in this very turn.
-                        VoteError::NoBallot { id }
-                    } else if recorded.is_some() {
-                        let _gone = done.send(Ok(()));
-                        return;
-                    } else {
-                        self.cast_waiters.insert(key, done);
-                        return;
-                    }
-                }
-            }
-        };
-        // A caller that gave up is no news.
-        let _gone = done.send(Err(refusal));
     }
 
     // ---- news ----
@@ -445,6 +395,10 @@ pub(super) fn refusal(admission: &Admission) -> Option<ProposeError> {
         Admission::Backpressure => ProposeError::Backpressure,
         Admission::RequestExpired => ProposeError::RequestExpired,
         Admission::InvalidQuorum { least, most } => ProposeError::InvalidQuorum { least: *least, most: *most },
+        Admission::PayloadTooLarge { size } => {
+            ProposeError::PayloadTooLarge { size: *size, limit: limits::MAX_PAYLOAD }
+        }
+        Admission::InvalidRequestId => ProposeError::InvalidRequestId,
         Admission::Appended { .. }
         | Admission::Balloted { .. }
         | Admission::Duplicate { .. }

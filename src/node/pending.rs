@@ -81,6 +81,10 @@ impl Owner {
             }
             return;
         }
+        // Its commit has been: nothing would ever end its waiting here.
+        if self.delivered.contains(&key) {
+            return;
+        }
         if full {
             return tell(&mut vec![taken], &Err(ProposeError::Backpressure));
         }

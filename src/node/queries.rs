@@ -149,16 +149,13 @@ impl Handle {
         self.receipt(index)
     }
 
-    /// The smallest stored head certificate that covers an entry and lies within what is applied (and so indexed) here.
+    /// The smallest head certificate that covers an entry, of those that are announced: durable, and within what is
+    /// applied (and so indexed) here.
     fn certificate_for(&self, index: LogIndex) -> Result<Arc<HeadCertificate>, QueryError> {
-        let applied = self.applied();
-        let stored = self.shared.store.certificate_covering(index)?;
-        // The newest may be on its way to the store still.
-        let newest = self.shared.certificate.borrow().clone().filter(|c| c.head.size >= index.0);
-        stored
-            .or(newest)
-            .filter(|c| c.head.size <= applied.0)
-            .ok_or(QueryError::NotCertified { index, certified: LogIndex(self.shared.certified_size()).min(applied) })
+        let certified = LogIndex(self.shared.certified_size());
+        // The store may hold one more, whose write is not durable yet.
+        let shown = self.shared.store.certificate_covering(index)?.filter(|c| c.head.size <= certified.0);
+        shown.ok_or(QueryError::NotCertified { index, certified })
     }
 
     /// What proves one entry, without the parts that only a receipt needs. Blocking.
@@ -199,7 +196,9 @@ impl Handle {
     /// [`QueryError`].
     pub fn certificates(&self, above: u64, limit: usize) -> Result<CertificatePage, QueryError> {
         let limit = limit.clamp(1, MAX_PAGE);
-        let found = self.shared.store.certificates(above, limit)?;
+        let certified = self.shared.certified_size();
+        let mut found = self.shared.store.certificates(above, limit)?;
+        found.retain(|c| c.head.size <= certified);
         let next = found.last().map(|c| c.head.size).filter(|_| found.len() == limit);
         Ok(CertificatePage { certificates: found.iter().map(|c| BASE64.encode(c.encode())).collect(), next })
     }

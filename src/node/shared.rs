@@ -41,7 +41,7 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) events: mpsc::Sender<Event>,
     replica: RwLock<Replica>,
-    waiters: Mutex<HashMap<Digest, Vec<oneshot::Sender<()>>>>,
+    waiters: Mutex<HashMap<Digest, Vec<oneshot::Sender<LogIndex>>>>,
     pub(super) applied: watch::Sender<LogIndex>,
     pub(super) certificate: watch::Sender<Option<Arc<HeadCertificate>>>,
     pub(super) ended: watch::Sender<Option<Ended>>,
@@ -109,8 +109,9 @@ impl Shared {
         *lock(&self.view) = view;
     }
 
-    /// Resolves once an entry with this request key is applied. Register first, then look whether it is already.
-    pub(super) fn wait_for(&self, key: Digest) -> oneshot::Receiver<()> {
+    /// Resolves with its index once an entry with this request key is applied. Register first, then look whether one is
+    /// already.
+    pub(super) fn wait_for(&self, key: Digest) -> oneshot::Receiver<LogIndex> {
         let (done, wait) = oneshot::channel();
         let mut waiters = lock(&self.waiters);
         let list = waiters.entry(key).or_default();
@@ -130,12 +131,12 @@ impl Shared {
         }
     }
 
-    pub(super) fn wake(&self, keys: &[Digest]) {
+    pub(super) fn wake(&self, applied: &[(Digest, LogIndex)]) {
         let mut waiters = lock(&self.waiters);
-        for key in keys {
+        for (key, index) in applied {
             for waiter in waiters.remove(key).into_iter().flatten() {
                 // A waiter that gave up is no news.
-                let _gone = waiter.send(());
+                let _gone = waiter.send(*index);
             }
         }
     }

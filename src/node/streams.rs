@@ -14,6 +14,13 @@ use std::collections::VecDeque;
 /// Entries read for a stream at once.
 const CHUNK: u64 = 256;
 
+/// Why nothing was read.
+enum Ended {
+    /// The node is closing.
+    Closed,
+    Query(QueryError),
+}
+
 struct Cursor<E> {
     handle: Handle,
     next: LogIndex,
@@ -63,14 +70,34 @@ impl Handle {
         .boxed()
     }
 
-    /// Waits for certified entries at `from` and picks the events among the next of them.
+    /// As [`Handle::read_certified`]; waits on while the store does not hold what a certificate announces.
     async fn read_on<E: Send + 'static>(
         &self,
         from: LogIndex,
         pick: fn(&Handle, &Entry) -> Result<Option<E>, QueryError>,
     ) -> Result<(VecDeque<E>, LogIndex), StreamError> {
+        let (mut certificate, mut ended) = (self.shared.certificate.subscribe(), self.shared.ended.subscribe());
+        loop {
+            match self.read_certified(from, pick).await {
+                Ok(read) => return Ok(read),
+                Err(Ended::Closed) => return Err(StreamError::Closed),
+                Err(Ended::Query(QueryError::NotCertified { .. })) => {}
+                Err(Ended::Query(why)) => return Err(StreamError::Store { detail: why.to_string() }),
+            }
+            tokio::select! {
+                next = certificate.changed() => next.map_err(|_| StreamError::Closed)?,
+                _ = ended.wait_for(Option::is_some) => return Err(StreamError::Closed),
+            }
+        }
+    }
+
+    /// Waits for certified entries at `from` and picks the events among the next of them.
+    async fn read_certified<E: Send + 'static>(
+        &self,
+        from: LogIndex,
+        pick: fn(&Handle, &Entry) -> Result<Option<E>, QueryError>,
+    ) -> Result<(VecDeque<E>, LogIndex), Ended> {
         let mut certificate = self.shared.certificate.subscribe();
-        let mut applied = self.shared.applied.subscribe();
         let mut ended = self.shared.ended.subscribe();
         let certified = tokio::select! {
             certified = certificate.wait_for(|c| c.as_ref().is_some_and(|c| c.head.size >= from.0)) => {
@@ -78,15 +105,7 @@ impl Handle {
             }
             _ = ended.wait_for(Option::is_some) => None,
         };
-        let certified = certified.ok_or(StreamError::Closed)?;
-        let upto = LogIndex(certified.min(from.0 + CHUNK - 1));
-        // Only what is applied here has its outcome and its place in the tree at hand.
-        tokio::select! {
-            reached = applied.wait_for(|a| *a >= LogIndex(certified)) => {
-                reached.map_err(|_| StreamError::Closed)?;
-            }
-            _ = ended.wait_for(Option::is_some) => return Err(StreamError::Closed),
-        }
+        let upto = LogIndex(certified.ok_or(Ended::Closed)?.min(from.0 + CHUNK - 1));
         let handle = self.clone();
         let read = tokio::task::spawn_blocking(move || -> Result<_, QueryError> {
             let entries = handle.shared.store.read(from, upto, MAX_APPEND_BYTES)?;
@@ -97,11 +116,7 @@ impl Handle {
             }
             Ok((events, next))
         });
-        match read.await {
-            Ok(Ok(read)) => Ok(read),
-            Ok(Err(why)) => Err(StreamError::Store { detail: why.to_string() }),
-            Err(_) => Err(StreamError::Closed),
-        }
+        read.await.map_err(|_| Ended::Closed)?.map_err(Ended::Query)
     }
 
     fn commit_event(&self, entry: &Entry) -> Result<Option<CommitEvent>, QueryError> {

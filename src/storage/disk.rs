@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Bytes in a sled segment. Fixed when a store is created; a value is durable only up to a small part of it.
@@ -117,7 +117,7 @@ impl Disk {
     /// true `fdatasync` follows. Callers take turns and judge `broken` inside their turn: the kernel reports a failure
     /// once per descriptor, and whoever did not see it must not take the next success for an answer.
     pub(super) fn make_durable(&self) -> Result<(), DurabilityError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.take_turn();
         self.check()?;
         if let Err(e) = self.db.flush() {
             self.break_down();
@@ -128,6 +128,10 @@ impl Disk {
             return Err(DurabilityError::Sync { source });
         }
         Ok(())
+    }
+
+    pub(super) fn take_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes one record.

@@ -109,6 +109,9 @@ impl Store {
         if json.len() > MAX_STORED_VALUE {
             return Err(PinError::TooLarge { length: json.len(), bound: MAX_STORED_VALUE });
         }
+        // The watermark need not know: until a first group is written this member has promised nothing under this
+        // genesis, so a store that rot took back to before the pin may be bound again; and every promise after it is
+        // in a group that the watermark counts.
         let disk = &self.shared.disk;
         disk.insert(&disk.trees.meta, layout::META_GENESIS.as_bytes(), json.as_bytes())?;
         disk.make_durable()?;
@@ -138,6 +141,23 @@ impl Store {
             }
             Ok(())
         })
+    }
+}
+
+/// Devices that stand still, for tests of those who must not wait for them.
+#[cfg(test)]
+pub(crate) struct Stalled<'a, T>(#[expect(dead_code, reason = "holds")] MutexGuard<'a, T>);
+
+#[cfg(test)]
+impl Store {
+    /// While held, nothing becomes durable.
+    pub(crate) fn stall_disk(&self) -> Stalled<'_, ()> {
+        Stalled(self.shared.disk.take_turn())
+    }
+
+    /// While held, nothing is archived, and so nothing applied.
+    pub(crate) fn stall_archive(&self) -> Stalled<'_, impl Sized> {
+        Stalled(self.shared.archive())
     }
 }
 

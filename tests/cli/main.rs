@@ -3,6 +3,7 @@
 #[path = "../support/certificates.rs"]
 mod certificates;
 mod failover;
+mod imports;
 #[path = "../support/nodes.rs"]
 mod nodes;
 mod offline;

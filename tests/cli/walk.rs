@@ -151,14 +151,14 @@ fn a_node_of_dev_that_was_killed_is_started_again() {
 }
 
 /// A `dev` that serves.
-struct Dev {
+pub(crate) struct Dev {
     lines: Lines,
     summary: Vec<String>,
     nodes: String,
 }
 
 impl Dev {
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         fs::write(dir.join("one.jsonl"), "{\"first\":1}\n").unwrap();
         let child = program()
             .current_dir(dir)
@@ -179,7 +179,11 @@ impl Dev {
         Self { lines, summary, nodes }
     }
 
-    fn run(&self, dir: &Path, arguments: &[&str]) -> Ran {
+    pub(crate) fn first_node(&self) -> &str {
+        self.nodes.split(',').next().unwrap()
+    }
+
+    pub(crate) fn run(&self, dir: &Path, arguments: &[&str]) -> Ran {
         let output = program().current_dir(dir).env("CONCORDAT_NODES", &self.nodes).args(arguments).output().unwrap();
         Ran::of(&output)
     }

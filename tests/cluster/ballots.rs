@@ -1,10 +1,11 @@
 //! Ballots with `rules` and `manual` members.
 
 use crate::support::{Cluster, certify, set_config, until, within};
-use concordat::api::{FederatedConsensus, ProposalState, Propose, VoteError};
+use concordat::api::{FederatedConsensus, ProposalState, Propose, ProposeError, VoteError};
 use concordat::certificate::{AbortReason, Policy};
 use concordat::ids::LogIndex;
 use concordat::node::Handle;
+use concordat::node::clock::wall_ms;
 use futures::StreamExt;
 
 async fn open_ballot(node: &Handle) -> concordat::ids::ProposalId {
@@ -27,6 +28,41 @@ async fn one_grant_and_two_withheld_abort_after_the_ttl_on_every_nodes_stream() 
         let receipt = cluster.node(1).receipt(LogIndex(index)).expect("a receipt");
         receipt.verify(&cluster.genesis).expect("an abort is proved as well");
     }
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ballot_that_meets_its_requests_deadline_gets_a_definite_answer() {
+    let cluster = Cluster::start(&[Policy::Manual; 3]).await;
+    let node = cluster.node(0);
+    let deadline_ms = Some(wall_ms() + 1_500);
+    let propose = |n: usize| Propose {
+        ttl_ms: Some(300_000),
+        wait_ms: Some(50_000),
+        request_id: Some(n.to_string()),
+        deadline_ms,
+        ..Propose::new(set_config("k", "v"))
+    };
+    let answers = futures::future::join_all((0..8).map(|n| node.submit(propose(n))));
+    // One vote each, whose tally takes the decision past the deadline as a rule.
+    let votes = async {
+        until("all are asked about", || async { (node.ballots().len() == 8).then_some(()) }).await;
+        for ballot in node.ballots() {
+            node.cast_vote(ballot.id, true).await.expect("the vote is cast");
+        }
+    };
+    let (answers, ()) = tokio::join!(within("the answers", answers), votes);
+    for answer in answers {
+        let definite = match &answer {
+            Ok(status) => status.abort_reason == Some(AbortReason::Expired),
+            Err(why) => *why == ProposeError::RequestExpired,
+        };
+        assert!(definite, "{answer:?}");
+    }
+    until("nothing is pending", || async {
+        cluster.running().all(|n| n.consensus_snapshot().pending_proposals == 0).then_some(())
+    })
+    .await;
     cluster.close().await;
 }
 

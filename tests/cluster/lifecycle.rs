@@ -107,6 +107,7 @@ async fn all_five_metrics_of_the_specification_fire() {
     assert!(value("asi_consensus_role_transitions_total{from_role=\"candidate\",to_role=\"leader\"}") >= 1.0);
     assert_eq!(value("asi_consensus_commit_latency_seconds_count"), 1.0);
     assert_eq!(value("asi_consensus_pending_proposals"), 0.0);
+    assert_eq!(value("concordat_request_table_entries"), 1.0);
     assert!(value("asi_consensus_term") >= 1.0);
     cluster.close().await;
 }

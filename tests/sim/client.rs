@@ -155,6 +155,8 @@ impl World {
             Admission::RequestExpired => "request expired",
             Admission::InvalidQuorum { .. } => "invalid quorum",
             Admission::ClockOutOfBound => "clock out of bound",
+            Admission::PayloadTooLarge { .. } => "payload too large",
+            Admission::InvalidRequestId => "invalid request id",
         };
         self.coverage.count("admission", name);
         let call = &mut self.calls[usize::try_from(handle).expect("a call")];

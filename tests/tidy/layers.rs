@@ -48,7 +48,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("wire", &["ids", "limits", "certificate", "core"]),
     ("api", &["ids", "limits", "certificate", "core", "registry"]),
     ("config", &["ids", "limits", "certificate", "core", "registry"]),
-    ("telemetry", &["ids", "core"]),
+    ("telemetry", &["ids", "limits", "core"]),
     ("audit", &["ids", "limits", "certificate"]),
     ("storage", &["ids", "limits", "certificate", "core"]),
     ("transport", &["ids", "limits", "certificate", "wire"]),

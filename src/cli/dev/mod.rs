@@ -7,7 +7,7 @@ use super::audit::{Audited, audit_node};
 use super::import::{self, LineOutcome, Lines};
 use super::output::{self, short};
 use super::verify::decode_receipt;
-use super::{Failure, PATIENT, call_failed, client};
+use super::{Failure, PATIENT, call_failed, client, remember};
 use crate::api::{Status, Wait};
 use crate::certificate::VerifiedReceipt;
 use crate::client::Client;
@@ -29,7 +29,9 @@ const SAMPLE_LINES: usize = 500;
 const UPDATES: &str = include_str!("../../../tests/fixtures/registry-updates.jsonl");
 /// Proposals at a time.
 const CONCURRENCY: usize = 64;
-/// How long the request ids of an import are remembered: within it, running again applies nothing twice.
+/// What is remembered of the bundled sample's import, in the federation's directory; of another file it is beside that.
+const IMPORTS_FILE: &str = "imports.concordat";
+/// How long the request ids of an import are remembered, from its first run on.
 const REMEMBER_DAYS: u64 = 365;
 /// How long the nodes may take to elect a leader, and to certify what was imported.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -112,7 +114,9 @@ impl Dev {
         let everyone = client(&urls, PATIENT)?;
         let nodes: Vec<Client> = everyone.each().collect();
         until_led(&nodes, &urls).await?;
-        let imported = import_all(&everyone, lines).await?;
+        let state = self.import.as_deref().map_or_else(|| layout.dir.join(IMPORTS_FILE), remember::beside);
+        let deadline = import::deadline(&state, lines, import::CLIENT, layout.genesis.id(), REMEMBER_DAYS)?;
+        let imported = import_all(&everyone, lines, deadline).await?;
         let size = imported.outcomes.iter().filter_map(|o| o.index).max().map_or(0, |index| index.0);
         let statuses = until_certified(&nodes, &urls, size).await?;
         let audits = audit_all(&nodes, &urls, layout, size).await?;
@@ -160,14 +164,14 @@ struct Imported {
     took: Duration,
 }
 
-async fn import_all(everyone: &Client, lines: &Lines) -> Result<Imported, Failure> {
+async fn import_all(everyone: &Client, lines: &Lines, deadline_ms: u64) -> Result<Imported, Failure> {
     let options = import::Options {
         client: import::CLIENT.to_owned(),
         wait: Wait::Certified,
         required_quorum: None,
         ttl_ms: None,
         patience: PATIENCE,
-        deadline_ms: Some(import::deadline_in_days(super::now_ms(), REMEMBER_DAYS)),
+        deadline_ms,
     };
     let bar = output::progress(lines.len() as u64, "committing");
     let started = Instant::now();

@@ -4,6 +4,7 @@ use crate::world::{Config, World};
 use concordat::certificate::Policy;
 use concordat::core::{Admission, Message, Options, Role};
 use concordat::ids::LogIndex;
+use concordat::limits::{MAX_PAYLOAD, MAX_REQUEST_ID};
 
 #[test]
 fn ten_concurrent_proposals_are_ordered_and_gap_free() {
@@ -133,6 +134,21 @@ fn the_required_quorum_is_raised_but_never_lowered() {
         submission.required_quorum = Some(required);
         let admission = world.submit(leader, submission);
         assert_eq!(admission == Admission::InvalidQuorum { least: 2, most: 3 }, !fine, "{required}: {admission:?}");
+    }
+}
+
+#[test]
+fn what_is_out_of_bounds_is_refused_by_what_is_wrong_with_it() {
+    let mut world = cluster(3, 8);
+    let leader = world.settle();
+    let large = vec![b'x'; MAX_PAYLOAD + 1];
+    let too_large = world.submission("a", &large);
+    assert_eq!(world.submit(leader, too_large), Admission::PayloadTooLarge { size: MAX_PAYLOAD + 1 });
+    let largest = world.submission("a", &large[1..]);
+    assert!(matches!(world.submit(leader, largest), Admission::Appended { .. }));
+    for name in [String::new(), "x".repeat(MAX_REQUEST_ID + 1)] {
+        let unnamed = world.submission(&name, b"b");
+        assert_eq!(world.submit(leader, unnamed), Admission::InvalidRequestId);
     }
 }
 

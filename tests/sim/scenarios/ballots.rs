@@ -46,6 +46,26 @@ fn one_grant_and_two_withheld_abort_after_the_time_to_live_on_every_node() {
 }
 
 #[test]
+fn a_ballot_ends_with_its_requests_deadline_though_its_time_to_live_goes_on() {
+    let mut world = manual(3, 10);
+    let leader = world.settle();
+    let mut submission = world.submission("a", b"a");
+    submission.ttl_ms = 60_000;
+    submission.request.deadline_ms = world.wall() + 600;
+    let Admission::Balloted { id } = world.submit(leader, submission) else { panic!("no ballot") };
+    world.run(50);
+    assert!(world.nodes[leader].asks[&id].ttl_ms <= 600, "a member is told how long its answer counts");
+    let before = world.core(leader).last_index();
+    world.run(500);
+    assert_eq!((world.core(leader).open_ballots(), world.core(leader).last_index()), (1, before));
+    world.run(300);
+    assert_eq!(world.core(leader).open_ballots(), 0);
+    let header = &world.nodes[leader].memory.get(before.next()).expect("the abort").entry.header;
+    assert_eq!((header.kind, header.abort_reason), (Kind::Aborted, Some(AbortReason::Expired)));
+    assert!((0..3).all(|n| world.nodes[n].asks.is_empty()), "the question is withdrawn");
+}
+
+#[test]
 fn two_denials_of_three_reject_at_once_and_are_on_record() {
     let mut world = manual(3, 2);
     let leader = world.settle();

@@ -1,0 +1,184 @@
+//! Ballots at a member: its answer by policy, rules or application, and the record that makes an answer one for ever.
+//!
+//! Whether an answer is on record only the store knows, and the store may be waiting for a disk that hangs. So the owner
+//! never asks it itself: questions wait here until a thread has looked, and until then nothing about the same request and
+//! payload is decided.
+
+use super::owner::{Owner, is_valid};
+use crate::api::VoteError;
+use crate::certificate::Policy;
+use crate::core::{Ballot, Input};
+use crate::ids::{Digest, ProposalId};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// What an answer is about: request key and content. The same may be asked about under several ids.
+pub(super) type Subject = (Digest, Digest);
+
+/// Answers on record, as read from the store.
+pub(super) type Records = Vec<(Subject, Option<bool>)>;
+
+/// What waits for the record.
+pub(super) enum Question {
+    /// The core's.
+    Asked(Arc<Ballot>),
+    /// The application's answer; told once it is durable.
+    Vote { id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>> },
+}
+
+/// Questions whose record is being looked for. Bounded by the core, which has at most
+/// [`MAX_BALLOTS`](crate::limits::MAX_BALLOTS) questions open, and by the callers that wait for their votes.
+#[derive(Default)]
+pub(super) struct Lookups {
+    waiting: BTreeMap<Subject, VecDeque<Question>>,
+    /// One thread looks at a time: a hanging disk shall not take the runtime's threads one by one.
+    looking: bool,
+}
+
+impl Lookups {
+    /// The core has no use for an answer any more.
+    pub(super) fn withdraw(&mut self, id: &ProposalId) {
+        for questions in self.waiting.values_mut() {
+            questions.retain(|question| !matches!(question, Question::Asked(ballot) if ballot.id == *id));
+        }
+    }
+
+    fn next(&mut self, subject: &Subject) -> Option<Question> {
+        let questions = self.waiting.get_mut(subject)?;
+        let next = questions.pop_front();
+        if next.is_none() {
+            self.waiting.remove(subject);
+        }
+        next
+    }
+}
+
+fn subject(ballot: &Ballot) -> Subject {
+    (ballot.request.key(), crate::core::content(&ballot.payload))
+}
+
+impl Owner {
+    pub(super) fn on_asked(&mut self, ballot: Arc<Ballot>) {
+        self.look_up(subject(&ballot), Question::Asked(ballot));
+    }
+
+    pub(super) fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
+        let policy = self.shared.policy;
+        let refusal = match self.shared.ballot(&id) {
+            _ if policy != Policy::Manual => VoteError::NotManual { policy },
+            None => VoteError::NoBallot { id },
+            Some(ballot) => return self.look_up(subject(&ballot), Question::Vote { id, granted, done }),
+        };
+        // A caller that gave up is no news.
+        let _gone = done.send(Err(refusal));
+    }
+
+    fn look_up(&mut self, subject: Subject, question: Question) {
+        if let Some((granted, _)) = self.recent_casts.get(&subject) {
+            return self.answer(question, &subject, Some(*granted));
+        }
+        self.lookups.waiting.entry(subject).or_default().push_back(question);
+        self.read_records();
+    }
+
+    fn read_records(&mut self) {
+        if self.lookups.looking || self.lookups.waiting.is_empty() {
+            return;
+        }
+        self.lookups.looking = true;
+        let subjects: Vec<Subject> = self.lookups.waiting.keys().copied().collect();
+        let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
+        tokio::task::spawn_blocking(move || {
+            let read = |subject: Subject| Ok((subject, store.cast_vote(&subject.0, &subject.1)?.map(|c| c.granted)));
+            match subjects.into_iter().map(read).collect::<Result<Records, crate::storage::ReadError>>() {
+                Ok(records) => mailbox.looked(records),
+                Err(why) => mailbox.fail(format!("votes on record cannot be read: {why}")),
+            }
+        });
+    }
+
+    /// What was on record when a thread looked. Between its look and now nothing about these subjects was decided here,
+    /// because whatever is decided waits for this.
+    pub(super) fn on_records(&mut self, records: Records) {
+        self.lookups.looking = false;
+        for (subject, recorded) in records {
+            while let Some(question) = self.lookups.next(&subject) {
+                // An earlier question of the same subject may have been answered a moment ago.
+                let recent = self.recent_casts.get(&subject).map(|cast| cast.0);
+                self.answer(question, &subject, recent.or(recorded));
+                // Its write is under way, and so remembered, before the next is looked at.
+                self.carry_out();
+            }
+        }
+        self.read_records();
+    }
+
+    fn answer(&mut self, question: Question, subject: &Subject, recorded: Option<bool>) {
+        match question {
+            Question::Asked(ballot) => self.answer_ballot(ballot, recorded),
+            Question::Vote { id, granted, done } => self.answer_vote(id, granted, done, subject, recorded),
+        }
+    }
+
+    /// Past its deadline the record of an earlier answer may be gone, and another could contradict it. The log's clock
+    /// counts too: it stays when this node's is set back. Judged after the record was read, not before: it may go at any
+    /// moment.
+    fn is_past(&self, ballot: &Ballot) -> bool {
+        ballot.request.deadline_ms < self.shared.clock.now().wall.max(self.core.log_time())
+    }
+
+    fn answer_ballot(&mut self, ballot: Arc<Ballot>, recorded: Option<bool>) {
+        if self.is_past(&ballot) {
+            return;
+        }
+        let id = ballot.id;
+        // An answer is for ever: whoever asks again about the same request and payload gets it again.
+        if let Some(granted) = recorded {
+            return self.feed(Input::Decide { id, granted, on_record: true });
+        }
+        let granted = match self.shared.policy {
+            Policy::Auto => is_valid(&ballot.payload),
+            Policy::Rules => is_valid(&ballot.payload) && self.rules.grants(&ballot),
+            Policy::Manual => {
+                let until = self.shared.clock.now().mono + ballot.ttl_ms;
+                self.shared.open_ballot(ballot, until);
+                return;
+            }
+        };
+        self.feed(Input::Decide { id, granted, on_record: false });
+    }
+
+    /// The same request and payload may be asked about under another id: one answer holds for both, or this member would
+    /// sign a grant and a denial of one thing.
+    fn answer_vote(
+        &mut self,
+        id: ProposalId,
+        granted: bool,
+        done: oneshot::Sender<Result<(), VoteError>>,
+        subject: &Subject,
+        recorded: Option<bool>,
+    ) {
+        // Decided, expired or withdrawn while the record was read?
+        let open = self.shared.ballot(&id).is_some_and(|ballot| !self.is_past(&ballot));
+        let answer = match recorded {
+            _ if !open => Err(VoteError::NoBallot { id }),
+            Some(recorded) if recorded != granted => Err(VoteError::AlreadyCast { id, granted: recorded }),
+            _ => {
+                self.shared.withdraw(&id);
+                self.feed(Input::Decide { id, granted, on_record: recorded.is_some() });
+                match (self.core.is_answered(&id), recorded) {
+                    // Withdrawn by the core in this very turn.
+                    (false, _) => Err(VoteError::NoBallot { id }),
+                    (true, Some(_)) => Ok(()),
+                    (true, None) => {
+                        self.cast_waiters.insert(*subject, done);
+                        return;
+                    }
+                }
+            }
+        };
+        // A caller that gave up is no news.
+        let _gone = done.send(answer);
+    }
+}
