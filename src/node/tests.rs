@@ -153,13 +153,14 @@ async fn a_certificate_is_announced_only_when_it_is_durable_and_what_it_covers_i
             seen += 1;
         }
     };
-    let load = async {
+    // Several at a time, so that the owner always has something else to do while a certificate is being written.
+    let load = futures::future::join_all((0..16).map(|client| async move {
         for n in 0.. {
-            answer(submit(node, named(&n.to_string()))).await;
+            answer(submit(node, named(&format!("{client}:{n}")))).await;
         }
-    };
+    }));
     within("fifty certificates", async {
-        tokio::select! { () = watch => {}, () = load => {} }
+        tokio::select! { () = watch => {}, _ = load => {} }
     })
     .await;
     nodes.close().await;
@@ -194,6 +195,8 @@ async fn a_leader_whose_disk_hangs_with_a_vote_goes_on_leading() {
     let first = submit(leader, Propose { wait: Wait::Accepted, ..named("first") });
     answer(first).await;
     until("the leader is asked", || open(leader, "first").is_some()).await;
+    // So that the vote is the next that goes to the disk.
+    until("all else is written", || leader.status().certified_index == leader.status().last_index).await;
     let stalled = leader.shared.store.stall_disk();
     let id = open(leader, "first").unwrap();
     let voting = leader.clone();
@@ -210,8 +213,10 @@ async fn a_leader_whose_disk_hangs_with_a_vote_goes_on_leading() {
         // Without the leader's disk nothing is certified, but a quorum's disks commit.
         assert_eq!(answer(proposal).await.state, ProposalState::Committed);
     }
-    let status = leader.status();
-    assert_eq!((status.snapshot.term, status.leader), (term, Some(leader.id())), "nobody else was elected");
+    for node in others {
+        let status = node.status();
+        assert_eq!((status.snapshot.term, status.leader), (term, Some(leader.id())), "nobody else was elected");
+    }
     drop(stalled);
     within("the vote", hanging).await.unwrap().unwrap();
     nodes.close().await;

@@ -34,19 +34,31 @@ async fn one_grant_and_two_withheld_abort_after_the_ttl_on_every_nodes_stream() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ballot_that_meets_its_requests_deadline_gets_a_definite_answer() {
     let cluster = Cluster::start(&[Policy::Manual; 3]).await;
-    let propose = Propose {
+    let node = cluster.node(0);
+    let deadline_ms = Some(wall_ms() + 1_500);
+    let propose = |n: usize| Propose {
         ttl_ms: Some(300_000),
         wait_ms: Some(50_000),
-        request_id: Some("once".into()),
-        deadline_ms: Some(wall_ms() + 1_500),
+        request_id: Some(n.to_string()),
+        deadline_ms,
         ..Propose::new(set_config("k", "v"))
     };
-    let answer = within("the answer", cluster.node(0).submit(propose)).await;
-    let definite = match &answer {
-        Ok(status) => status.abort_reason == Some(AbortReason::Expired),
-        Err(why) => *why == ProposeError::RequestExpired,
+    let answers = futures::future::join_all((0..8).map(|n| node.submit(propose(n))));
+    // One vote each, whose tally takes the decision past the deadline as a rule.
+    let votes = async {
+        until("all are asked about", || async { (node.ballots().len() == 8).then_some(()) }).await;
+        for ballot in node.ballots() {
+            node.cast_vote(ballot.id, true).await.expect("the vote is cast");
+        }
     };
-    assert!(definite, "{answer:?}");
+    let (answers, ()) = tokio::join!(within("the answers", answers), votes);
+    for answer in answers {
+        let definite = match &answer {
+            Ok(status) => status.abort_reason == Some(AbortReason::Expired),
+            Err(why) => *why == ProposeError::RequestExpired,
+        };
+        assert!(definite, "{answer:?}");
+    }
     until("nothing is pending", || async {
         cluster.running().all(|n| n.consensus_snapshot().pending_proposals == 0).then_some(())
     })
