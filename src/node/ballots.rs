@@ -44,6 +44,12 @@ impl Lookups {
         }
     }
 
+    /// What a question that still waits is about.
+    fn subject_of(&self, id: &ProposalId) -> Option<Subject> {
+        let asks = |q: &Question| matches!(q, Question::Asked(ballot) if ballot.id == *id);
+        self.waiting.iter().find(|(_, questions)| questions.iter().any(asks)).map(|(subject, _)| *subject)
+    }
+
     fn next(&mut self, subject: &Subject) -> Option<Question> {
         let questions = self.waiting.get_mut(subject)?;
         let next = questions.pop_front();
@@ -65,10 +71,12 @@ impl Owner {
 
     pub(super) fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
         let policy = self.shared.policy;
-        let refusal = match self.shared.ballot(&id) {
+        // An application may be faster than the look at the record: its answer then waits behind the question.
+        let open = self.shared.ballot(&id).map(|ballot| subject(&ballot)).or_else(|| self.lookups.subject_of(&id));
+        let refusal = match open {
             _ if policy != Policy::Manual => VoteError::NotManual { policy },
             None => VoteError::NoBallot { id },
-            Some(ballot) => return self.look_up(subject(&ballot), Question::Vote { id, granted, done }),
+            Some(subject) => return self.look_up(subject, Question::Vote { id, granted, done }),
         };
         // A caller that gave up is no news.
         let _gone = done.send(Err(refusal));
