@@ -8,6 +8,7 @@ pub(super) const TREES: &[(&str, &str, &str, bool)] = &[
     ("meta", "schema", "u16", false),
     ("meta", "did", "Ed25519 public key, 32 bytes", false),
     ("meta", "bls", "BLS secret key, 32 bytes", false),
+    ("meta", "next bls", "the key that is to replace it, 32 bytes; absent unless a rotation is under way", false),
     ("meta", "genesis", "the genesis file, JSON", false),
     (
         "hard",

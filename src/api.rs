@@ -1,14 +1,14 @@
 //! What applications see: the trait [`FederatedConsensus`], its errors, and the JSON shapes that HTTP, the remote
 //! client and the CLI share.
 
-use crate::certificate::{AbortReason, CommitCertificate, Kind, Policy};
+use crate::certificate::{AbortReason, CommitCertificate, Kind, Member, Policy, PublicKey, QuorumRule, Signature};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::future::Future;
 
-pub use crate::core::Role;
+pub use crate::core::{ChangeRefusal, Role};
 
 /// How long an answer to `propose` waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,11 +224,13 @@ pub enum VoteError {
 pub struct OpenBallot {
     /// The proposal.
     pub id: ProposalId,
+    /// What it becomes when it is granted: a `proposal`, or an `epoch`.
+    pub kind: Kind,
     /// Who asks.
     pub client: String,
     /// Under which id.
     pub request_id: String,
-    /// What is asked about.
+    /// What is asked about; of an `epoch`: `{"members":[…]}`, the next member table.
     pub payload: Value,
     /// Grants needed.
     pub required_quorum: u16,
@@ -364,10 +366,266 @@ pub struct Status {
     pub certified_root: Option<Digest>,
     /// The epoch in force.
     pub epoch: u64,
-    /// Members, with what this node knows of each.
+    /// The epoch that a membership change in flight is about to put in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_epoch: Option<u64>,
+    /// What this node is to the cluster.
+    pub standing: Standing,
+    /// Whether nothing rests on this node any more: it was removed, and the tables without it are in force for good.
+    pub safe_to_stop: bool,
+    /// Members of the newest table, with what this node knows of each.
     pub members: Vec<MemberStatus>,
     /// The program's version.
     pub version: String,
+}
+
+/// What a node is to its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Counts in elections, commits and certificates.
+    Voter,
+    /// Receives the log only.
+    Learner,
+    /// In no member table that it knows, or there with another key: it waits to be admitted.
+    Waiting,
+    /// Was a member and is none any more.
+    Retired,
+}
+
+/// One step of a membership change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum MemberOp {
+    /// A new member, as a learner. A member whose store was lost comes back so, too: same DID, fresh key.
+    Add {
+        /// Its `member.json`; the role in it does not count.
+        member: Member,
+    },
+    /// A learner becomes a voter; it must hold the log.
+    Promote {
+        /// Who.
+        id: NodeId,
+    },
+    /// A voter becomes a learner.
+    Demote {
+        /// Who.
+        id: NodeId,
+    },
+    /// A member leaves.
+    Remove {
+        /// Who.
+        id: NodeId,
+    },
+    /// A member gets a new BLS key, made by its own store (`POST /v1/key`).
+    RotateKey {
+        /// Who.
+        id: NodeId,
+        /// The new key.
+        bls_key: PublicKey,
+        /// The proof that the store holds it.
+        possession: Signature,
+    },
+    /// A member gets another address or policy.
+    Set {
+        /// Who.
+        id: NodeId,
+        /// Where its peers reach it from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<String>,
+        /// How it decides on ballots from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        policy: Option<Policy>,
+    },
+}
+
+/// A membership change: all of it, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeMembers {
+    /// In order, on the table in force.
+    pub changes: Vec<MemberOp>,
+    /// The epoch that they are meant for; whatever is in force when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_epoch: Option<u64>,
+    /// Only say whether it could be made now.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Time for the voters to grant it, 1–600,000 ms; 5,000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+}
+
+/// A membership change that is in force, committed; or, of a dry run, that could be made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChangedMembers {
+    /// The epoch that it put (or would put) in force.
+    pub epoch: u64,
+    /// Its voters' quorum.
+    pub quorum: usize,
+    /// Its members.
+    pub members: Vec<Member>,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+}
+
+/// Why a membership change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum ChangeError {
+    /// Only the leader changes members.
+    #[error("this node is not the leader; ask {}", leader_text(*leader))]
+    NotLeader {
+        /// Who leads, when known.
+        leader: Option<NodeId>,
+    },
+    /// A step that does not fit the table.
+    #[error("{id}: {detail}")]
+    DoesNotApply {
+        /// Whom it names.
+        id: NodeId,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The table that it makes breaks a rule.
+    #[error("the new member table breaks a rule: {detail}")]
+    InvalidTable {
+        /// Which.
+        detail: String,
+    },
+    /// Out of bounds.
+    #[error("ttl_ms must be between 1 and 600000")]
+    InvalidTtl,
+    /// The cluster refuses it.
+    #[error("{refusal}")]
+    Refused {
+        /// Why.
+        refusal: ChangeRefusal,
+    },
+    /// The node is closing.
+    #[error("the node is shutting down; look at `status` of another one for what became of the change")]
+    Closed,
+}
+
+impl ChangeError {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        use ChangeRefusal::{Expired, InFlight, NoQuorum, NotCaughtUp, NotSettled, Transferring};
+        match self {
+            Self::NotLeader { .. } => true,
+            Self::Refused { refusal } => {
+                matches!(refusal, Expired | InFlight | NoQuorum { .. } | NotCaughtUp { .. } | NotSettled | Transferring)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the request certainly had no effect.
+    #[must_use]
+    pub fn is_without_effect(&self) -> bool {
+        !matches!(self, Self::Closed | Self::Refused { refusal: ChangeRefusal::Interrupted })
+    }
+}
+
+/// The tables in force, as `/v1/members` shows them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    /// The epoch in force at the end of this node's log.
+    pub epoch: u64,
+    /// Its hash.
+    pub epoch_hash: Digest,
+    /// The rule.
+    pub rule: QuorumRule,
+    /// The quorum of its voters.
+    pub quorum: usize,
+    /// Its rows.
+    pub members: Vec<Member>,
+    /// The table of a change in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Vec<Member>>,
+}
+
+/// A member's new key, made by its own store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewKey {
+    /// Whose.
+    pub id: NodeId,
+    /// The key.
+    pub bls_key: PublicKey,
+    /// The proof of possession.
+    pub possession: Signature,
+}
+
+/// A leadership transfer, as `POST /v1/leadership` takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferLeadership {
+    /// To whom; the voter that is furthest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeId>,
+}
+
+/// Leadership was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transferred {
+    /// Who leads now, when known yet.
+    pub leader: Option<NodeId>,
+}
+
+/// Why leadership was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum TransferError {
+    /// Only the leader can hand it over.
+    #[error("this node is not the leader; ask {}", leader_text(*leader))]
+    NotLeader {
+        /// Who leads, when known.
+        leader: Option<NodeId>,
+    },
+    /// No such voter.
+    #[error("there is no such voter besides the leader that is in contact")]
+    NoTarget,
+    /// The target did not take over within an election timeout.
+    #[error("the target did not take over in time; this node goes on leading")]
+    TimedOut,
+    /// Another transfer took its place.
+    #[error("another transfer took its place")]
+    Replaced,
+    /// The node is closing.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+/// How fresh an answer must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// Everything that was acknowledged anywhere before the question is in the answer; costs a round trip to a quorum.
+    #[default]
+    Linearizable,
+    /// What this node has applied; the answer says how old that may be.
+    Stale,
+}
+
+/// Why a read cannot be answered as wanted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum ReadError {
+    /// No leader confirmed it in time.
+    #[error("no leader confirmed the read in time; try again, or take what this node has with consistency=stale")]
+    Unconfirmed,
+    /// The index asked for is not applied here yet.
+    #[error("entry {wanted} is not applied here yet (applied: {applied}); try again in a moment")]
+    NotApplied {
+        /// `min_index`, or the index up to which the leader says a linearizable read must have applied the log.
+        wanted: LogIndex,
+        /// Applied here.
+        applied: LogIndex,
+    },
+    /// The node is closing.
+    #[error("the node is shutting down")]
+    Closed,
 }
 
 /// A member as `/v1/status` shows it.
@@ -497,14 +755,28 @@ pub struct AsOf<T> {
     /// The last entry that a head certificate held by this node covers; what was written by later entries is committed,
     /// but not proved yet.
     pub certified_index: LogIndex,
+    /// What the answer promises.
+    pub consistency: Consistency,
+    /// Of a stale answer: how long ago (ms) this node last knew that it had applied everything committed; absent when it
+    /// never did since its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+}
+
+impl<T> AsOf<T> {
+    /// The same with another answer.
+    pub fn map<U>(self, to: impl FnOnce(T) -> U) -> AsOf<U> {
+        let Self { answer, applied_index, certified_index, consistency, age_ms } = self;
+        AsOf { answer: to(answer), applied_index, certified_index, consistency, age_ms }
+    }
 }
 
 impl<T> AsOf<Option<T>> {
     /// The answer, if there is one.
     #[must_use]
     pub fn transpose(self) -> Option<AsOf<T>> {
-        let Self { answer, applied_index, certified_index } = self;
-        answer.map(|answer| AsOf { answer, applied_index, certified_index })
+        let Self { answer, applied_index, certified_index, consistency, age_ms } = self;
+        answer.map(|answer| AsOf { answer, applied_index, certified_index, consistency, age_ms })
     }
 }
 

@@ -535,6 +535,7 @@ mod tests {
 
     fn ballot(origin: u8, payload: &str) -> Ballot {
         Ballot {
+            kind: crate::certificate::Kind::Proposal,
             id: ProposalId { term: Term(1), seq: 1, origin: NodeId([origin; 32]) },
             request: Request { client: "c".into(), request_id: "r".into(), deadline_ms: 1 },
             salt: [0; 16],

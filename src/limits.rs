@@ -40,6 +40,12 @@ pub const MAX_APPEND_BYTES: usize = 1024 * 1024;
 pub const MAX_INFLIGHT_APPENDS: usize = 64;
 /// Most bytes of entries in flight to one peer.
 pub const MAX_INFLIGHT_BYTES: usize = 8 * 1024 * 1024;
+/// Entries by which a learner may lag behind the leader's log when it becomes a voter.
+pub const MAX_PROMOTION_LAG: u64 = 1_000;
+/// Linearizable reads that may wait at one node.
+pub const MAX_READS: usize = 4096;
+/// How long a read waits at most for a leader's word and for the state to be applied, milliseconds.
+pub const READ_WAIT_MS: u64 = 5_000;
 /// Largest frame between nodes, in bytes.
 pub const MAX_FRAME: usize = 2 * 1024 * 1024;
 /// Entries the core keeps in memory behind the applied index, for lagging peers; older ones come from the store.

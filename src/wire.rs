@@ -209,7 +209,10 @@ impl Frame {
 
 fn check_message(message: &Message) -> Result<(), &'static str> {
     match message {
-        Message::Append { election, .. } | Message::Heartbeat { election, .. } => check_election(election.as_deref()),
+        Message::Append { election, to_keys, .. } | Message::Heartbeat { election, to_keys, .. } => {
+            at_most(to_keys.len(), MAX_TABLES, "to_keys")?;
+            check_election(election.as_deref())
+        }
         Message::RequestVoteReply { signatures, .. } | Message::HeadShare { signatures, .. } => {
             at_most(signatures.len(), MAX_TABLES, "signatures")
         }
@@ -218,9 +221,14 @@ fn check_message(message: &Message) -> Result<(), &'static str> {
             check_halves(halves)
         }
         Message::Ballot { ballot, .. } => check_request(&ballot.request, &ballot.payload),
-        Message::PreVote { .. }
-        | Message::PreVoteReply { .. }
-        | Message::RequestVote { .. }
+        Message::RequestVote { under, .. } => at_most(under.len(), MAX_TABLES, "under"),
+        Message::Epochs { in_flight, .. } => at_most(in_flight.len(), 1, "in_flight"),
+        Message::PreVote { keys, .. } => at_most(keys.len(), MAX_TABLES, "keys"),
+        Message::PreVoteReply { .. }
+        | Message::EpochsWanted { .. }
+        | Message::ReadIndex { .. }
+        | Message::ReadIndexReply { .. }
+        | Message::TimeoutNow { .. }
         | Message::AppendReply { .. }
         | Message::HeartbeatReply { .. }
         | Message::ProofWanted { .. }
@@ -300,6 +308,7 @@ mod tests {
         Frame::Core(Message::Append {
             term: Term(4),
             session: 1,
+            to_keys: vec![crate::certificate::PublicKey([4; 48])],
             prev_index: LogIndex(6),
             prev_term: Term(3),
             prev_root: Some(Digest([1; 32])),
@@ -349,6 +358,7 @@ mod tests {
         let head = Head { term: Term(4), size: 7, root: Digest([2; 32]) };
         let ballot = Ballot {
             id: ProposalId { term: Term(4), seq: 1, origin: NodeId([5; 32]) },
+            kind: Kind::Proposal,
             request: request(),
             salt: [255; 16],
             payload: b"{}".to_vec(),
@@ -363,7 +373,11 @@ mod tests {
             Frame::Core(Message::HeadShare { head, signatures: vec![(under(), Signature([7; 96]))] }),
             Frame::Core(Message::Certificate(Arc::new(HeadCertificate { head, halves: vec![half(), half()] }))),
             Frame::Core(Message::Ballot { term: Term(4), ballot: Arc::new(ballot) }),
-            Frame::Core(Message::RequestVote { claim: claim() }),
+            Frame::Core(Message::RequestVote {
+                claim: claim(),
+                under: vec![(under(), crate::certificate::PublicKey([3; 48]))],
+                transfer: true,
+            }),
             Frame::Core(Message::ProofWanted { term: Term(u64::MAX) }),
             Frame::Submit { handle: 1, submission: submission(vec![0; 1000]) },
             Frame::Submitted { handle: 1, admission: Admission::InvalidQuorum { least: 2, most: 3 } },
@@ -406,11 +420,11 @@ mod tests {
     fn the_bytes_of_a_frame_are_fixed() {
         let hello = Frame::Hello { http: None, version: "1".into() };
         let heartbeat =
-            Frame::Core(Message::HeartbeatReply { term: Term(1), session: 300, wall: 1 << 40, certified: 0 });
+            Frame::Core(Message::HeartbeatReply { term: Term(1), session: 300, round: 0, wall: 1 << 40, certified: 0 });
         assert_eq!(hex::encode(encode(&hello)), "0000000c0181a548656c6c6f92c0a131");
         assert_eq!(
             hex::encode(encode(&heartbeat)),
-            "000000260181a4436f726581ae4865617274626561745265706c799401cd012ccf000001000000000000"
+            "000000270181a4436f726581ae4865617274626561745265706c799501cd012c00cf000001000000000000"
         );
     }
 

@@ -10,8 +10,10 @@ use crate::ids::{Digest, Epoch, NodeId};
 use crate::limits::MAX_ENTRY;
 use std::collections::BTreeSet;
 
+const CHAIN_TAG: &[u8; 16] = b"concordat:chain1";
+
 /// One membership change, proved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EpochStep {
     /// The `Epoch` entry (its payload is the next table).
     pub entry: Entry,
@@ -22,7 +24,7 @@ pub struct EpochStep {
 }
 
 /// All changes since the genesis, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EpochChain {
     /// The steps; empty while the genesis table is in force.
     pub steps: Vec<EpochStep>,
@@ -102,18 +104,26 @@ impl EpochChain {
     /// # Errors
     /// [`CertificateError::Step`] at the first step that does not follow.
     pub fn verify(&self, genesis: &Genesis) -> Result<Vec<TableInForce>, CertificateError> {
-        let genesis_id = genesis.id();
-        let mut tables = vec![genesis.in_force()];
+        self.follow(&genesis.id(), genesis.in_force())
+    }
+
+    /// Walks a part of a chain that begins at a table known to be proved, and returns that table and every further one.
+    /// Keys retired before that table are not known here; the whole chain from the genesis tells them.
+    ///
+    /// # Errors
+    /// As [`EpochChain::verify`].
+    pub fn follow(&self, genesis_id: &Digest, from: TableInForce) -> Result<Vec<TableInForce>, CertificateError> {
+        let mut tables = vec![from];
         let mut seen = Seen::new();
         let mut before: Option<&EpochStep> = None;
         for step in &self.steps {
-            let current = tables.last().expect("begins with the genesis table");
+            let current = tables.last().expect("begins with a table");
             let wrong = |flaw| CertificateError::Step { epoch: current.epoch.next(), flaw: Box::new(flaw) };
             // `EpochFinal` lies between two changes.
             if before.is_some_and(|b| !b.precedes(&step.entry.header)) {
                 return Err(wrong(StepError::Order));
             }
-            let next = step.follow(&genesis_id, current).map_err(wrong)?;
+            let next = step.follow(genesis_id, current).map_err(wrong)?;
             seen.extend(current.table.members().iter().map(|m| m.bls_key.x_coordinate()));
             check_keys(&seen, current, &next).map_err(wrong)?;
             before = Some(step);
@@ -122,7 +132,30 @@ impl EpochChain {
         Ok(tables)
     }
 
-    /// Canonical bytes: a 16-bit count and the steps.
+    /// Canonical bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::tagged(CHAIN_TAG);
+        self.write(&mut w);
+        w.0
+    }
+
+    /// Reads canonical bytes.
+    ///
+    /// # Errors
+    /// [`EntryError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, EntryError> {
+        let mut r = Reader::new(bytes);
+        r.tag(CHAIN_TAG, "epoch chain")?;
+        let chain = Self::read(&mut r)?;
+        r.finish("epoch chain")?;
+        if chain.encode() != bytes {
+            return Err(FormatError::NotCanonical { what: "epoch chain" }.into());
+        }
+        Ok(chain)
+    }
+
+    /// A 16-bit count and the steps.
     pub(super) fn write(&self, w: &mut Writer) {
         w.u16(u16::try_from(self.steps.len()).expect("fewer than 65,536 membership changes"));
         for step in &self.steps {

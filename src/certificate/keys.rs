@@ -120,7 +120,7 @@ impl PublicKey {
     }
 
     /// The encoding without its sign bit: the same for a key and its opposite, and for no others.
-    pub(super) fn x_coordinate(&self) -> [u8; 48] {
+    pub(crate) fn x_coordinate(&self) -> [u8; 48] {
         let mut x = self.0;
         x[0] &= !SIGN_BIT;
         x

@@ -132,7 +132,18 @@ impl MemberTable {
     ///
     /// # Errors
     /// [`TableError`] naming the first row at fault.
-    pub fn new(mut members: Vec<Member>) -> Result<Self, TableError> {
+    pub fn new(members: Vec<Member>) -> Result<Self, TableError> {
+        let table = Self::unproved(members)?;
+        // Pairings last: nothing that is wrong on its face costs one.
+        for m in &table.members {
+            let proved = m.bls_key.verify_possession(&m.possession);
+            proved.map_err(|source| TableError::Key { did: m.did, source })?;
+        }
+        Ok(table)
+    }
+
+    /// Everything but the pairings.
+    fn unproved(mut members: Vec<Member>) -> Result<Self, TableError> {
         if members.len() > MAX_MEMBERS {
             return Err(TableError::TooMany(members.len()));
         }
@@ -151,11 +162,6 @@ impl MemberTable {
             if let Some(other) = keys.insert(m.bls_key.x_coordinate(), m.did) {
                 return Err(TableError::Collision(other, m.did));
             }
-        }
-        // Pairings last: nothing that is wrong on its face costs one.
-        for m in &members {
-            let proved = m.bls_key.verify_possession(&m.possession);
-            proved.map_err(|source| TableError::Key { did: m.did, source })?;
         }
         Ok(Self { members })
     }
@@ -200,6 +206,20 @@ impl MemberTable {
     /// # Errors
     /// [`TableError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, TableError> {
+        Self::new(Self::read(bytes)?)
+    }
+
+    /// As [`MemberTable::decode`], but takes the proofs of possession as verified: for the payload of an `Epoch` entry,
+    /// whose proofs a quorum of voters checked before they granted it, and where a pairing for each row would delay
+    /// heartbeats.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn decode_granted(bytes: &[u8]) -> Result<Self, TableError> {
+        Self::unproved(Self::read(bytes)?)
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<Member>, TableError> {
         let mut r = Reader::new(bytes);
         r.tag(TABLE_TAG, "member table")?;
         let count = usize::from(r.u16("table.count")?);
@@ -212,7 +232,7 @@ impl MemberTable {
         if !members.is_sorted_by_key(|m| m.did) {
             return Err(FormatError::NotCanonical { what: "member table" }.into());
         }
-        Self::new(members)
+        Ok(members)
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Audit {
     /// The genesis file that you trust, from wherever you trust it
     #[arg(long, value_name = "FILE")]
     genesis: PathBuf,
-    /// Audit a data directory instead of the (first) node given; its node must be stopped
+    /// Audit a data directory instead of the first node given that answers; its node must be stopped
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 }
@@ -44,8 +44,7 @@ impl Audit {
             }
             Some(data) => super::audit_store::audit(data, &genesis)?,
             None => {
-                // One node's log, whole: entries of one and certificates of another would prove nothing about either.
-                let nodes: Vec<String> = global.nodes().into_iter().take(1).collect();
+                let nodes = [first_that_answers(global).await?];
                 audit_node(&client(&nodes, PATIENT)?, &nodes, &genesis, None).await?.summary
             }
         };
@@ -58,6 +57,19 @@ impl Audit {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// One node's log is audited, whole: entries of one and certificates of another would prove nothing about either.
+async fn first_that_answers(global: &Global) -> Result<String, Failure> {
+    let nodes = global.nodes();
+    let mut unreachable = None;
+    for (node, client) in nodes.iter().zip(global.client()?.each()) {
+        match client.status().await {
+            Ok(_) => return Ok(node.clone()),
+            Err(e) => unreachable = Some(e),
+        }
+    }
+    Err(unreachable.map_or_else(|| Failure::usage("no node is given"), |e| call_failed(&nodes, &e)))
 }
 
 /// A verified log.

@@ -8,6 +8,7 @@ mod audit_store;
 mod bench;
 mod dev;
 mod import;
+mod member;
 mod output;
 mod propose;
 mod query;
@@ -17,7 +18,9 @@ mod setup;
 mod verify;
 mod watch;
 
+use crate::api::Consistency;
 use crate::client::{self, Client};
+use crate::ids::LogIndex;
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,6 +47,12 @@ struct Global {
     /// HTTP address of a node; repeat it for failover [default: $CONCORDAT_NODES (comma-separated), else http://127.0.0.1:7101]
     #[arg(long = "node", value_name = "URL", global = true)]
     nodes: Vec<String>,
+    /// Registry queries: take what the node asked has applied, without a round trip to a quorum
+    #[arg(long, global = true)]
+    stale: bool,
+    /// Registry queries: wait until this entry is applied at the node asked
+    #[arg(long, value_name = "INDEX", global = true, default_value_t = 0, hide_default_value = true)]
+    min_index: u64,
     /// Print JSON for machines instead of text for people
     #[arg(long, global = true)]
     json: bool,
@@ -67,6 +76,11 @@ enum Command {
     Watch(watch::Watch),
     /// Show a node and its members
     Status,
+    /// Show or change the members of the cluster
+    #[command(subcommand)]
+    Member(member::Member),
+    /// Hand leadership over to another voter
+    Transfer(member::Transfer),
     /// Show one entry, agent, configuration key or proposal
     #[command(subcommand)]
     Get(query::Get),
@@ -110,6 +124,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Vote(args) => block_on(args.run(&global)),
         Command::Watch(args) => block_on(args.run(&global)),
         Command::Status => block_on(query::status(&global)),
+        Command::Member(args) => block_on(args.run(&global)),
+        Command::Transfer(args) => block_on(args.run(&global)),
         Command::Get(args) => block_on(args.run(&global)),
         Command::Find(args) => block_on(args.run(&global)),
         Command::History(args) => block_on(args.run(&global)),
@@ -137,7 +153,14 @@ impl Global {
     }
 
     fn client(&self) -> Result<Client, Failure> {
-        client(&self.nodes(), QUERY)
+        let consistency = if self.stale { Consistency::Stale } else { Consistency::Linearizable };
+        let options = client::Options {
+            deadline: QUERY,
+            consistency,
+            min_index: LogIndex(self.min_index),
+            ..client::Options::default()
+        };
+        Client::new(self.nodes(), options).map_err(|e| Failure::caused(&e))
     }
 }
 

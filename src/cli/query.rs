@@ -2,7 +2,7 @@
 
 use super::output::{self, short};
 use super::{Failure, Global, PATIENT, call_failed, client};
-use crate::api::{AsOf, CallError, EntryView, HistoryPage, ProposalState, ProposalStatus, Role, Status};
+use crate::api::{AsOf, CallError, EntryView, HistoryPage, ProposalState, ProposalStatus, Role, Standing, Status};
 use crate::certificate::{self, Policy};
 use crate::client::{Client, Page, ReceiptOf, Refusal};
 use crate::ids::{LogIndex, ProposalId};
@@ -35,6 +35,19 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, Failure> {
         }
     }
     unreachable.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+fn change_in_flight(status: &Status) -> String {
+    status.next_epoch.map_or_else(String::new, |next| format!(" (epoch {next} is being put in force)"))
+}
+
+fn describe_standing(status: &Status) -> &'static str {
+    match status.standing {
+        Standing::Voter => "voter",
+        Standing::Learner => "learner: receives the log only",
+        Standing::Waiting => "waiting: no member table known here names this store's key; `member add` admits it",
+        Standing::Retired => "retired: it is no member any more, and safe to stop",
+    }
 }
 
 fn describe_status(status: &Status) -> String {
@@ -75,7 +88,8 @@ fn describe_status(status: &Status) -> String {
     [
         format!("node       {} ({role}), concordat {}", status.id, status.version),
         format!("cluster    {} (genesis {})", status.cluster, status.genesis_id),
-        format!("leader     {leader}, term {}, epoch {}", snapshot.term, status.epoch),
+        format!("leader     {leader}, term {}, epoch {}{}", snapshot.term, status.epoch, change_in_flight(status)),
+        format!("standing   {}", describe_standing(status)),
         format!(
             "log        last {}, durable {}, committed {}, applied {}, certified {}",
             status.last_index,

@@ -17,6 +17,9 @@ use tracing_subscriber::EnvFilter;
 /// The exit code of a node that halted on purpose: nobody should restart it before reading why.
 const HALTED: u8 = 3;
 
+/// Largest file of proofs of membership changes, in bytes.
+const MAX_EPOCHS_FILE: u64 = 256 * 1024 * 1024;
+
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -35,6 +38,12 @@ pub(super) struct Serve {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Start although no member table names this store's key yet: it waits until `member add` admits it
+    #[arg(long)]
+    join: bool,
+    /// Proofs of membership changes (`concordat member chain`), for a node that would know no present member otherwise
+    #[arg(long, value_name = "FILE")]
+    epochs: Option<PathBuf>,
     /// Stop when stdin ends: for a supervisor whose death must not leave the node behind
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
@@ -64,6 +73,8 @@ impl Serve {
             // Peers are told where to send clients; a port that the system has yet to choose cannot be told.
             http: (self.http.port() != 0).then(|| format!("http://{}", self.http)),
             config,
+            join: self.join,
+            epochs: self.epochs.as_deref().map(read_epochs).transpose()?.unwrap_or_default(),
         })
         .await
         .map_err(|e| {
@@ -171,4 +182,12 @@ fn start_logging(log: Log) {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().init(),
     }
+}
+
+/// Reads the proofs of membership changes; they are verified from the genesis on when the node starts.
+fn read_epochs(path: &std::path::Path) -> Result<crate::certificate::EpochChain, Failure> {
+    let bytes = output::read(path, MAX_EPOCHS_FILE)?;
+    crate::certificate::EpochChain::decode(&bytes).map_err(|e| {
+        Failure::file("use the proofs of membership changes", path, e).hint("`concordat member chain` writes them")
+    })
 }

@@ -197,7 +197,7 @@ pub(super) fn make_genesis(name: &str, rule: QuorumRule, members: Vec<Member>) -
     Genesis::new(name, rule, table).map_err(Failure::new)
 }
 
-fn read_member(path: &Path) -> Result<Member, Failure> {
+pub(super) fn read_member(path: &Path) -> Result<Member, Failure> {
     serde_json::from_slice(&output::read(path, MAX_MEMBER)?)
         .map_err(|e| Failure::file("use the member file", path, e).hint("`concordat init` writes it, as member.json"))
 }

@@ -16,7 +16,8 @@ mod streams;
 
 pub use requests::{Page, ReceiptOf};
 
-use crate::api::ErrorBody;
+use crate::api::{Consistency, ErrorBody};
+use crate::ids::LogIndex;
 use crate::limits::HTTP_HEAD_MS;
 use address::Address;
 use std::fmt;
@@ -36,16 +37,22 @@ pub struct Options {
     pub stream_patience: Duration,
     /// The client identity of proposals that name none; the node's default (`anonymous`) when absent.
     pub client: Option<String>,
+    /// How fresh answers from the registry must be.
+    pub consistency: Consistency,
+    /// Answers from the registry show at least what was applied up to this entry: whoever wrote it reads what it wrote.
+    pub min_index: LogIndex,
 }
 
 impl Default for Options {
-    /// 30 s a call, 2 s a connection, 60 s of patience.
+    /// 30 s a call, 2 s a connection, 60 s of patience, linearizable reads.
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(2),
             stream_patience: Duration::from_secs(60),
             client: None,
+            consistency: Consistency::default(),
+            min_index: LogIndex::ZERO,
         }
     }
 }

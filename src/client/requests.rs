@@ -1,12 +1,13 @@
 //! The calls, typed. Queries fail with the node's [`Refusal`]; operations with their own error.
 
 use super::call::{Answer, Call, Failure, Whom};
-use super::{Client, Refusal};
+use super::{Client, Options, Refusal};
 use crate::api::{
-    AgentPage, AsOf, CallError, CertificatePage, ConfigPage, ConfigView, EntryPage, EntryView, HistoryPage, OpenBallot,
-    OpenBallots, ProposalStatus, Propose, ProposeError, Status, VoteError, VoteRequest,
+    AgentPage, AsOf, CallError, CertificatePage, ChangeError, ChangeMembers, ChangedMembers, ConfigPage, ConfigView,
+    Consistency, EntryPage, EntryView, HistoryPage, Members, NewKey, OpenBallot, OpenBallots, ProposalStatus, Propose,
+    ProposeError, Status, TransferError, TransferLeadership, Transferred, VoteError, VoteRequest,
 };
-use crate::ids::{LogIndex, ProposalId};
+use crate::ids::{Epoch, LogIndex, NodeId, ProposalId};
 use crate::limits::{
     DEFAULT_REQUEST_HORIZON_MS, DEFAULT_TTL_MS, DEFAULT_WAIT_EXTRA_MS, MAX_HTTP_BODY, MAX_PAGE, MAX_PAYLOAD,
     MAX_REQUEST_HORIZON_MS,
@@ -236,7 +237,7 @@ impl Client {
     /// # Errors
     /// [`Refusal`] `not_found`.
     pub async fn agent(&self, agent_id: &str) -> Queried<AsOf<AgentRecord>> {
-        self.get(&["v1", "registry", "agents", agent_id], &[]).await
+        self.read(&["v1", "registry", "agents", agent_id], &[]).await
     }
 
     /// Registered agents that have a capability with this tag and are in this status, in registration order.
@@ -253,7 +254,7 @@ impl Client {
         let mut query = vec![("offset", &*from), ("limit", &*limit)];
         query.extend(capability.map(|tag| ("capability", tag)));
         query.extend(status.map(|status| ("status", status_text(status))));
-        self.get(&["v1", "registry", "agents"], &query).await
+        self.read(&["v1", "registry", "agents"], &query).await
     }
 
     /// The entries that changed an agent, also one that has left.
@@ -263,7 +264,7 @@ impl Client {
     pub async fn agent_history(&self, agent_id: &str, page: Page<LogIndex>) -> Queried<AsOf<HistoryPage>> {
         let (from, limit) = (page.from.to_string(), page.limit.to_string());
         let query = [("from", &*from), ("limit", &*limit)];
-        self.get(&["v1", "registry", "agents", agent_id, "history"], &query).await
+        self.read(&["v1", "registry", "agents", agent_id, "history"], &query).await
     }
 
     /// The value of a config key, as the node asked holds it.
@@ -271,7 +272,7 @@ impl Client {
     /// # Errors
     /// [`Refusal`] `not_found`.
     pub async fn config(&self, key: &str) -> Queried<AsOf<ConfigView>> {
-        self.get(&["v1", "registry", "config", key], &[]).await
+        self.read(&["v1", "registry", "config", key], &[]).await
     }
 
     /// All config keys, ascending.
@@ -280,7 +281,7 @@ impl Client {
     /// [`Refusal`].
     pub async fn configs(&self, page: Page<usize>) -> Queried<AsOf<ConfigPage>> {
         let (from, limit) = (page.from.to_string(), page.limit.to_string());
-        self.get(&["v1", "registry", "config"], &[("offset", &from), ("limit", &limit)]).await
+        self.read(&["v1", "registry", "config"], &[("offset", &from), ("limit", &limit)]).await
     }
 
     /// The entries that set a config key.
@@ -290,7 +291,7 @@ impl Client {
     pub async fn config_history(&self, key: &str, page: Page<LogIndex>) -> Queried<AsOf<HistoryPage>> {
         let (from, limit) = (page.from.to_string(), page.limit.to_string());
         let query = [("history", "true"), ("from", &from), ("limit", &limit)];
-        self.get(&["v1", "registry", "config", key], &query).await
+        self.read(&["v1", "registry", "config", key], &query).await
     }
 
     /// A node and what it knows of its members: the one that answers; [`Client::each`] asks a certain one.
@@ -315,6 +316,85 @@ impl Client {
     /// [`Refusal`].
     pub async fn metrics(&self) -> Queried<String> {
         self.text(&["metrics"]).await
+    }
+
+    /// The member tables in force, as the node asked knows them.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn members(&self) -> Queried<Members> {
+        self.get(&["v1", "members"], &[]).await
+    }
+
+    /// Changes the members; the leader is found by itself. Returns once the new table is in force, committed.
+    ///
+    /// # Errors
+    /// [`ChangeError`]. After [`CallError::Unreachable`] the change may have been made: look at [`Client::members`].
+    pub async fn change_members(&self, change: &ChangeMembers) -> Result<ChangedMembers, CallError<ChangeError>> {
+        // A repeat after a lost answer must not be taken for another change: every attempt is for one epoch.
+        let ttl = Duration::from_millis(change.ttl_ms.unwrap_or(DEFAULT_TTL_MS));
+        self.post(Whom::Any, &["v1", "members"], change, ttl + QUERY).await.map_err(Failure::typed)
+    }
+
+    /// Hands leadership over; the leader is found by itself.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<Transferred, CallError<TransferError>> {
+        let transfer = TransferLeadership { to };
+        self.post(Whom::Any, &["v1", "leadership"], &transfer, QUERY).await.map_err(Failure::typed)
+    }
+
+    /// Has the first of this client's nodes make a second BLS key in its store.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn make_key(&self) -> Queried<NewKey> {
+        self.post(Whom::First, &["v1", "key"], &serde_json::json!({}), QUERY).await.map_err(Failure::refused)
+    }
+
+    /// The proofs of the membership changes above an epoch, as many as go into one answer
+    /// ([`crate::certificate::EpochChain::decode`]).
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn epochs(&self, above: Epoch) -> Queried<Bytes> {
+        let answer = self.fetch(Whom::Any, &["v1", "epochs"], &[("above", &above.to_string())], BYTES).await;
+        answer.map(|answer| answer.body).map_err(Failure::refused)
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        whom: Whom,
+        segments: &[&str],
+        body: &impl Serialize,
+        attempt: Duration,
+    ) -> Result<T, Failure> {
+        let call = Call {
+            whom,
+            method: Method::POST,
+            segments,
+            query: &[],
+            accept: JSON,
+            body: Some(to_body(body)?),
+            attempt,
+            total: self.inner.options.deadline.max(attempt),
+        };
+        self.call(&call).await.and_then(|answer| answer.json())
+    }
+
+    /// A query of the registry, as fresh as this client's options say.
+    async fn read<T: DeserializeOwned>(&self, segments: &[&str], query: &[(&str, &str)]) -> Queried<T> {
+        let Options { consistency, min_index, .. } = &self.inner.options;
+        let min_index = min_index.to_string();
+        let mut query = query.to_vec();
+        if *consistency == Consistency::Stale {
+            query.push(("consistency", "stale"));
+        }
+        if min_index != "0" {
+            query.push(("min_index", &min_index));
+        }
+        self.get(segments, &query).await
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, segments: &[&str], query: &[(&str, &str)]) -> Queried<T> {

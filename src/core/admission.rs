@@ -20,6 +20,9 @@ impl Core {
         if self.clock_suspect {
             return Admission::ClockOutOfBound;
         }
+        if lead.transfer.is_some() {
+            return Admission::Transferring;
+        }
         if payload.len() > MAX_PAYLOAD {
             return Admission::PayloadTooLarge { size: payload.len() };
         }
@@ -27,7 +30,8 @@ impl Core {
             return Admission::InvalidRequestId;
         }
         let (least, most) = self.quorum_bounds();
-        let required = required_quorum.unwrap_or(least);
+        let asked_quorum = required_quorum;
+        let required = asked_quorum.unwrap_or(least);
         if required < least || required > most {
             return Admission::InvalidQuorum { least, most };
         }
@@ -39,7 +43,8 @@ impl Core {
         if request.deadline_ms < self.now.wall.max(self.log.last_proposed_at()) {
             return Admission::RequestExpired;
         }
-        let balloted = !(self.all_auto() && required == least);
+        // While a change is in flight every proposal is balloted: a head of two tables proves no grant of one of them.
+        let balloted = !(self.all_auto() && required == least) || self.tables.is_joint();
         let full =
             if balloted { lead.ballots.len() >= MAX_BALLOTS } else { pending >= self.options.max_pending as u64 };
         if full || uncommitted >= self.options.max_uncommitted_bytes {
@@ -50,8 +55,10 @@ impl Core {
         let id = self.next_proposal_id(origin);
         if balloted {
             self.requests.insert(request.key(), Underway { id, content: content(&payload), index: LogIndex::ZERO });
-            let under = self.under().remove(0);
-            self.open_ballot(Ballot { id, request, salt, payload, required_quorum: required, ttl_ms, under });
+            let under = self.tables.current().signed_for(&self.genesis_id);
+            let (kind, required_quorum) = (Kind::Proposal, required);
+            let ballot = Ballot { id, kind, request, salt, payload, required_quorum, ttl_ms, under };
+            self.open_ballot(ballot, asked_quorum);
             return Admission::Balloted { id };
         }
         let header = self.proposal_header(Kind::Proposal, id, &request, &salt, &payload, required);
@@ -59,16 +66,16 @@ impl Core {
         Admission::Appended { id, index }
     }
 
-    fn next_proposal_id(&mut self, origin: crate::ids::NodeId) -> ProposalId {
+    pub(super) fn next_proposal_id(&mut self, origin: crate::ids::NodeId) -> ProposalId {
         let State::Leader(lead) = &mut self.state else { unreachable!("only a leader admits") };
         lead.seq += 1;
         ProposalId { term: self.hard.term, seq: lead.seq, origin }
     }
 
-    /// From the quorum rule up to all voters, in every table in force.
-    fn quorum_bounds(&self) -> (u16, u16) {
-        let least = self.tables.iter().map(|t| t.quorum()).max().unwrap_or(1);
-        let most = self.tables.iter().map(|t| t.table.voters().count()).min().unwrap_or(1);
+    /// From the quorum rule up to all voters of the current table: under it a proposal is voted on.
+    pub(super) fn quorum_bounds(&self) -> (u16, u16) {
+        let current = self.tables.current();
+        let (least, most) = (current.quorum(), current.table.voters().count());
         (u16::try_from(least).unwrap_or(u16::MAX), u16::try_from(most).unwrap_or(u16::MAX))
     }
 

@@ -1,8 +1,10 @@
 //! Ballots: the leader's questions, the members' signed answers, the tally.
 
 use super::{Ballot, CastVote, Core, Crypto, Effect, Held, Message, State};
-use crate::certificate::{AbortReason, Body, Header, Kind, Signature, SignedFor, Tally, VoteStatement, payload_hash};
-use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use crate::certificate::{
+    AbortReason, Body, Header, Kind, PublicKey, Signature, SignedFor, TableInForce, Tally, VoteStatement, payload_hash,
+};
+use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD, MAX_TTL_MS};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -12,7 +14,7 @@ use std::sync::Arc;
 const ASK_AGAIN_MS: u64 = 250;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Decision {
+pub(super) enum Decision {
     Granted,
     Aborted(AbortReason),
 }
@@ -21,6 +23,10 @@ enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Open {
     ballot: Arc<Ballot>,
+    /// The table whose voters are asked.
+    table: Arc<TableInForce>,
+    /// What the origin asked for; the quorum rule when absent.
+    wanted: Option<u16>,
     expires: u64,
     ask_again: u64,
     votes: BTreeMap<NodeId, (bool, Signature)>,
@@ -56,10 +62,12 @@ impl Asked {
 }
 
 fn statement(ballot: &Ballot, granted: bool) -> VoteStatement {
+    // A header that nobody proposed bears neither a request nor a required quorum, and votes are on what it says.
+    let proposed = ballot.kind == Kind::Proposal;
     VoteStatement {
-        request_digest: ballot.request.digest(),
+        request_digest: if proposed { ballot.request.digest() } else { Digest::ZERO },
         payload_hash: payload_hash(&ballot.salt, &ballot.payload),
-        required_quorum: ballot.required_quorum,
+        required_quorum: if proposed { ballot.required_quorum } else { 0 },
         granted,
     }
 }
@@ -73,13 +81,15 @@ pub fn content(payload: &[u8]) -> Digest {
 impl Core {
     // ---- leader ----
 
-    pub(super) fn open_ballot(&mut self, mut ballot: Ballot) {
+    pub(super) fn open_ballot(&mut self, mut ballot: Ballot, wanted: Option<u16>) {
         let now = self.now.mono;
         // Decided after its request's deadline, a proposal would be in the log for ever and change nothing.
         let left = ballot.request.deadline_ms.saturating_sub(self.now.wall.max(self.log.last_proposed_at()));
         ballot.ttl_ms = ballot.ttl_ms.min(left);
         let ballot = Arc::new(ballot);
         let open = Open {
+            table: Arc::new(self.tables.current().clone()),
+            wanted,
             expires: now + ballot.ttl_ms,
             ask_again: now + ASK_AGAIN_MS,
             ballot: ballot.clone(),
@@ -94,10 +104,10 @@ impl Core {
     }
 
     fn ask_everyone(&mut self, ballot: &Arc<Ballot>) {
-        let voters: Vec<NodeId> = self.tables.iter().flat_map(|t| t.table.voters().map(|m| m.did)).collect();
         let State::Leader(lead) = &self.state else { return };
         let Some(open) = lead.ballots.get(&ballot.id) else { return };
-        let missing: Vec<NodeId> = voters.into_iter().filter(|v| !open.votes.contains_key(v)).collect();
+        let voters = open.table.table.voters().map(|m| m.did);
+        let missing: Vec<NodeId> = voters.filter(|v| !open.votes.contains_key(v)).collect();
         let term = self.hard.term;
         for voter in missing {
             if voter == self.id {
@@ -145,35 +155,36 @@ impl Core {
         let Some(open) = lead.ballots.get_mut(&id).filter(|o| o.decision.is_none()) else { return };
         let asked = given == statement(&open.ballot, given.granted) && under == open.ballot.under;
         if asked && !open.votes.contains_key(&from) && open.verifying.insert(from, ()).is_none() {
-            self.effects.push(Effect::Crypto(Crypto::VerifyVote { from, id, statement: given, under, signature }));
+            let table = open.table.clone();
+            let job = Crypto::VerifyVote { from, id, statement: given, under, signature, table };
+            self.effects.push(Effect::Crypto(job));
         }
     }
 
-    pub(super) fn on_ballot_verified(
+    pub(super) fn count_answer(
         &mut self,
         from: NodeId,
         id: ProposalId,
-        statement: VoteStatement,
+        (given, under): (&VoteStatement, &SignedFor),
         signature: Signature,
     ) {
-        self.count_answer(from, id, statement.granted, signature);
-    }
-
-    fn count_answer(&mut self, from: NodeId, id: ProposalId, granted: bool, signature: Signature) {
-        let Some(table) = self.tables.first() else { return };
-        let voters: Vec<NodeId> = table.table.voters().map(|m| m.did).collect();
         let State::Leader(lead) = &mut self.state else { return };
         let Some(open) = lead.ballots.get_mut(&id).filter(|o| o.decision.is_none()) else { return };
-        if !voters.contains(&from) {
+        let voters = open.table.table.voters().count();
+        // An answer to the question as it was put under an earlier table counts no more: its signature is another one,
+        // though it says the same.
+        let asked = *under == open.ballot.under && *given == statement(&open.ballot, given.granted);
+        if !asked || open.table.table.voter_position(&from).is_none() {
             return;
         }
+        let granted = given.granted;
         open.votes.entry(from).or_insert((granted, signature));
         let required = usize::from(open.ballot.required_quorum);
         let grants = open.votes.values().filter(|v| v.0).count();
         let denials = open.votes.len() - grants;
         if grants >= required {
             self.decide_ballot(id, Decision::Granted);
-        } else if voters.len() - denials < required {
+        } else if voters - denials < required {
             self.decide_ballot(id, Decision::Aborted(AbortReason::Rejected));
         }
     }
@@ -183,12 +194,40 @@ impl Core {
         let Some(open) = lead.ballots.get_mut(&id) else { return };
         open.decision = Some(decision);
         let side = |granted| open.votes.iter().filter(|v| v.1.0 == granted).map(|(id, v)| (*id, v.1)).collect();
-        self.effects.push(Effect::Crypto(Crypto::Tally { id, grants: side(true), denials: side(false) }));
+        let (grants, denials, table) = (side(true), side(false), open.table.clone());
+        self.effects.push(Effect::Crypto(Crypto::Tally { id, grants, denials, table }));
     }
 
-    pub(super) fn on_tallied(&mut self, id: ProposalId, tally: Tally) {
+    /// The votes of every open ballot were given under a table that is no longer in force: asks the new one's voters.
+    pub(super) fn count_ballots_anew(&mut self) {
+        let (least, most) = self.quorum_bounds();
+        let (table, under) =
+            (Arc::new(self.tables.current().clone()), self.tables.current().signed_for(&self.genesis_id));
         let State::Leader(lead) = &mut self.state else { return };
-        let Some(Open { ballot, decision: Some(decision), .. }) = lead.ballots.remove(&id) else { return };
+        let now = self.now.mono;
+        for open in lead.ballots.values_mut() {
+            let required_quorum = open.wanted.unwrap_or(least).clamp(least, most);
+            let ttl_ms = open.expires.saturating_sub(now);
+            open.ballot = Arc::new(Ballot { under, required_quorum, ttl_ms, ..(*open.ballot).clone() });
+            open.table = table.clone();
+            open.ask_again = now;
+            open.votes.clear();
+            open.verifying.clear();
+            open.decision = None;
+        }
+    }
+
+    pub(super) fn on_tallied(&mut self, id: ProposalId, tally: Tally, epoch: Epoch) {
+        let State::Leader(lead) = &mut self.state else { return };
+        let current = |o: &&mut Open| o.table.epoch == epoch && o.decision.is_some();
+        if lead.ballots.get_mut(&id).filter(current).is_none() {
+            return;
+        }
+        let Some(Open { ballot, decision: Some(decision), votes, .. }) = lead.ballots.remove(&id) else { return };
+        if ballot.kind != Kind::Proposal {
+            let denied = votes.iter().filter(|v| !v.1.0).map(|v| *v.0).collect();
+            return self.on_change_decided(&ballot, decision, tally, denied);
+        }
         let (kind, abort_reason) = match decision {
             Decision::Granted => (Kind::Proposal, None),
             Decision::Aborted(reason) => (Kind::Aborted, Some(reason)),
@@ -229,11 +268,15 @@ impl Core {
     }
 
     fn be_asked(&mut self, ballot: Arc<Ballot>) {
-        if !self.is_voter() || !self.under().contains(&ballot.under) {
+        if self.answering_key(&ballot).is_none() {
             return;
         }
         let id = ballot.id;
         let until = self.now.mono + ballot.ttl_ms.min(MAX_TTL_MS);
+        if self.asked.get(&id).is_some_and(|a| a.ballot.under != ballot.under) {
+            // The same question under a new table is another one to sign.
+            self.withdraw(id);
+        }
         match self.asked.get(&id).map(|a| a.answer.clone()) {
             Some(Answer::Given(given)) => {
                 let (statement, under, signature) = *given;
@@ -246,6 +289,14 @@ impl Core {
             }
             None => {}
         }
+    }
+
+    /// The key by which this node answers a ballot: that of its row in the table asked, if it holds it.
+    fn answering_key(&self, ballot: &Ballot) -> Option<PublicKey> {
+        let current = self.tables.current();
+        let voter = current.table.get(&self.id).filter(|_| current.table.voter_position(&self.id).is_some())?;
+        let asked = current.signed_for(&self.genesis_id) == ballot.under;
+        Some(voter.bls_key).filter(|key| asked && self.keys.contains(key))
     }
 
     pub(super) fn decide(&mut self, id: ProposalId, granted: bool, on_record: bool) {
@@ -266,8 +317,9 @@ impl Core {
     pub(super) fn on_cast_durable(&mut self, id: ProposalId) {
         let Some(asked) = self.asked.get(&id) else { return };
         if let Answer::Writing(granted) = asked.answer {
+            let Some(key) = self.answering_key(&asked.ballot) else { return };
             let (statement, under) = (statement(&asked.ballot, granted), asked.ballot.under);
-            self.effects.push(Effect::Crypto(Crypto::SignVote { id, statement, under }));
+            self.effects.push(Effect::Crypto(Crypto::SignVote { id, statement, under, key }));
         }
     }
 
@@ -278,14 +330,14 @@ impl Core {
         under: SignedFor,
         signature: Signature,
     ) {
-        let Some(asked) = self.asked.get_mut(&id) else { return };
+        let Some(asked) = self.asked.get_mut(&id).filter(|a| a.ballot.under == under) else { return };
         asked.answer = Answer::Given(Box::new((statement, under, signature)));
         self.give(id, statement, under, signature);
     }
 
     fn give(&mut self, id: ProposalId, statement: VoteStatement, under: SignedFor, signature: Signature) {
         if matches!(self.state, State::Leader(_)) {
-            self.count_answer(self.id, id, statement.granted, signature);
+            self.count_answer(self.id, id, (&statement, &under), signature);
         } else if let Some(leader) = self.leader.filter(|l| *l != self.id) {
             let term = self.hard.term;
             self.send(leader, Message::Vote { term, id, statement, under, signature });

@@ -4,7 +4,8 @@
 //! load one certificate covers all that was appended while the last one was made, and signatures never limit
 //! throughput.
 
-use super::{Core, Crypto, Effect, Halt, Message, State, election, quorum};
+use super::tables::{Shares, Tables};
+use super::{Core, Crypto, Effect, Halt, Message, State, election};
 use crate::certificate::{Head, HeadCertificate, Signature, SignedFor};
 use crate::ids::{LogIndex, NodeId};
 use std::collections::BTreeMap;
@@ -14,7 +15,9 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SignPoint {
     head: Head,
-    shares: BTreeMap<NodeId, Vec<(SignedFor, Signature)>>,
+    /// In force at this place in the log, whatever was appended since.
+    tables: Arc<Tables>,
+    shares: Shares,
     verifying: BTreeMap<NodeId, ()>,
     certifying: bool,
 }
@@ -68,11 +71,14 @@ impl Core {
         // A certificate that only waits for our own disk is not made again.
         let certified = self.follow.verified.as_ref().map_or(0, |c| c.head.size).max(self.certified_size());
         let State::Leader(lead) = &mut self.state else { return };
-        let outstanding = lead.sign_point.as_ref().is_some_and(|s| s.head.size > certified);
+        // Once a change is closed nobody waits for signatures by the table before it: its members may be gone.
+        let epoch = self.tables.current().epoch;
+        let in_force = |s: &SignPoint| s.tables.current().epoch == epoch;
+        let outstanding = lead.sign_point.as_ref().is_some_and(|s| s.head.size > certified && in_force(s));
         if !outstanding && size > certified && self.log.last_term() == term {
             let head = Head { term, size, root: self.log.last_root() };
-            lead.sign_point =
-                Some(SignPoint { head, shares: BTreeMap::new(), verifying: BTreeMap::new(), certifying: false });
+            let (shares, verifying, tables) = (Shares::new(), BTreeMap::new(), self.tables.clone());
+            lead.sign_point = Some(SignPoint { head, tables, shares, verifying, certifying: false });
         }
     }
 
@@ -90,8 +96,11 @@ impl Core {
             || mark.0 <= self.certified_size()
             || mark > self.log.durable()
             || self.log.term_at(mark) != Some(term)
-            || !self.is_voter()
         {
+            return;
+        }
+        let under = self.epochs.tables_at(mark).asked_of(&self.id);
+        if !under.iter().any(|(_, key)| self.keys.contains(key)) {
             return;
         }
         if let Some((head, signatures)) =
@@ -111,7 +120,6 @@ impl Core {
         let Some(root) = self.log.root_at(mark) else { return };
         let head = Head { term, size: mark.0, root };
         self.follow.signing = Some(head);
-        let under = self.under();
         self.effects.push(Effect::Crypto(Crypto::SignHead { head, under }));
     }
 
@@ -131,13 +139,12 @@ impl Core {
     }
 
     pub(super) fn on_head_share(&mut self, from: NodeId, head: Head, signatures: Vec<(SignedFor, Signature)>) {
-        let under = self.under();
-        let voter = quorum::is_voter(&self.tables, &from);
         let State::Leader(lead) = &mut self.state else { return };
         let Some(point) = lead.sign_point.as_mut().filter(|p| p.head == head && !p.certifying) else { return };
-        let wanted: Vec<SignedFor> = signatures.iter().map(|s| s.0).collect();
-        if voter && wanted == under && !point.shares.contains_key(&from) && point.verifying.insert(from, ()).is_none() {
-            self.effects.push(Effect::Crypto(Crypto::VerifyShare { from, head, signatures }));
+        let asked = election::is_subset(&signatures, &point.tables.asked_of(&from));
+        if asked && !point.shares.contains_key(&from) && point.verifying.insert(from, ()).is_none() {
+            let tables = point.tables.clone();
+            self.effects.push(Effect::Crypto(Crypto::VerifyShare { from, head, signatures, tables }));
         }
     }
 
@@ -149,10 +156,10 @@ impl Core {
         let State::Leader(lead) = &mut self.state else { return };
         let Some(point) = lead.sign_point.as_mut().filter(|p| p.head == head && !p.certifying) else { return };
         point.shares.insert(from, signatures);
-        if quorum::reached(&self.tables, |id| point.shares.contains_key(id)) {
+        if point.tables.signed(&point.shares) {
             point.certifying = true;
-            let signatures = election::by_table(&self.tables, &point.shares);
-            self.effects.push(Effect::Crypto(Crypto::CertifyHead { head, signatures }));
+            let (signatures, tables) = (point.tables.by_table(&point.shares), point.tables.clone());
+            self.effects.push(Effect::Crypto(Crypto::CertifyHead { head, signatures, tables }));
         }
     }
 
@@ -167,7 +174,8 @@ impl Core {
     pub(super) fn on_certificate(&mut self, certificate: Arc<HeadCertificate>) {
         let size = certificate.head.size;
         let held = self.follow.verified.as_ref().map_or(0, |c| c.head.size).max(self.certified_size());
-        if size <= held {
+        // Which tables sign a head is known once the log reaches it; the leader sends the certificate again.
+        if size <= held || size > self.log.last().0 {
             return;
         }
         match self.follow.verifying {
@@ -179,7 +187,8 @@ impl Core {
             }
             None => {
                 self.follow.verifying = Some(size);
-                self.effects.push(Effect::Crypto(Crypto::VerifyCertificate { certificate }));
+                let tables = Arc::new(self.epochs.tables_at(LogIndex(size)));
+                self.effects.push(Effect::Crypto(Crypto::VerifyCertificate { certificate, tables }));
             }
         }
     }

@@ -1,9 +1,8 @@
 //! Elections: pre-vote, signed votes, the election certificate, and whom a follower follows.
 
-use super::progress::Progress;
-use super::{Alarm, Core, Count, Crypto, Effect, Held, Lead, Message, State, quorum};
-use crate::certificate::{ElectionCertificate, ElectionClaim, Kind, Signature, SignedFor};
-use crate::ids::{LogIndex, NodeId, Term};
+use super::{Alarm, Core, Count, Crypto, Effect, Held, Lead, Message, State};
+use crate::certificate::{ElectionCertificate, ElectionClaim, Kind, PublicKey, Signature, SignedFor};
+use crate::ids::{Epoch, LogIndex, NodeId, Term};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,27 +26,56 @@ impl Core {
     /// No word from a leader for too long.
     pub(super) fn campaign_on_time(&mut self) {
         self.reset_election_timer();
-        if !self.is_voter() {
-            return;
-        }
         self.leader = None;
         self.follow_nobody();
+        if self.is_retired() {
+            return;
+        }
+        if !self.may_stand() {
+            // Perhaps it was left out and nobody told it, or its leader is one that it does not know.
+            let above = self.known_epoch();
+            for to in self.others() {
+                self.send(to, Message::EpochsWanted { above });
+            }
+            return;
+        }
         self.state = State::PreCandidate(BTreeMap::from([(self.id, true)]));
         let (term, last_index, last_term) = (self.hard.term.next(), self.log.last(), self.log.last_term());
+        let epoch = self.known_epoch();
         for to in self.others() {
-            self.send(to, Message::PreVote { term, last_index, last_term });
+            let keys = self.tables.asked_of(&to).into_iter().map(|(_, key)| key).collect();
+            self.send(to, Message::PreVote { term, last_index, last_term, epoch, keys });
         }
         self.stand_if_elected_beforehand();
+    }
+
+    /// The leader wants this node to take over: no pre-vote, for the leader itself makes way.
+    pub(super) fn on_timeout_now(&mut self, from: NodeId, term: Term) {
+        if term == self.hard.term && self.leader == Some(from) && self.may_stand() && !self.clock_suspect {
+            self.stand(true);
+        }
     }
 
     fn log_is_current(&self, last_term: Term, last_index: LogIndex) -> bool {
         (last_term, last_index) >= (self.log.last_term(), self.log.last())
     }
 
-    pub(super) fn on_pre_vote(&mut self, from: NodeId, term: Term, last_index: LogIndex, last_term: Term) {
+    pub(super) fn on_pre_vote(
+        &mut self,
+        from: NodeId,
+        term: Term,
+        (last_term, last_index): (Term, LogIndex),
+        epoch: Epoch,
+        keys: &[PublicKey],
+    ) {
+        if epoch < self.known_epoch() {
+            self.tell_epochs(from, epoch);
+        }
         // A pre-vote never changes the term here. A refusal tells ours, so that an asker of a lower term catches up
         // instead of asking for ever.
-        let granted = term > self.hard.term && !self.in_lease() && self.log_is_current(last_term, last_index);
+        let asked = keys.len() <= 2 && keys.iter().any(|key| self.keys.contains(key));
+        let current = self.log_is_current(last_term, last_index);
+        let granted = asked && term > self.hard.term && !self.in_lease() && current;
         let term = if granted { term } else { self.hard.term };
         self.send(from, Message::PreVoteReply { term, granted, wall: self.now.wall });
     }
@@ -69,10 +97,13 @@ impl Core {
 
     fn stand_if_elected_beforehand(&mut self) {
         let State::PreCandidate(answers) = &self.state else { return };
-        let won = quorum::reached(&self.tables, |id| answers.get(id) == Some(&true));
-        if !won || self.clock_suspect {
-            return;
+        let won = self.tables.reached(|m| answers.get(&m.did) == Some(&true));
+        if won && !self.clock_suspect {
+            self.stand(false);
         }
+    }
+
+    fn stand(&mut self, transfer: bool) {
         let claim = ElectionClaim {
             term: self.hard.term.next(),
             candidate: self.id,
@@ -88,41 +119,52 @@ impl Core {
         self.reset_election_timer();
         // The others are asked once our own vote is durable: asked earlier, a crash could bring us back in this term
         // with another log and so another claim.
-        self.unsealed.push(Held::Vote { claim });
+        self.unsealed.push(Held::Vote { claim, under: self.tables.asked_of(&self.id), transfer });
     }
 
     /// A vote (ours or for another) is fsynced: only now is it signed.
-    pub(super) fn on_vote_durable(&mut self, claim: ElectionClaim) {
+    pub(super) fn on_vote_durable(&mut self, claim: ElectionClaim, under: Vec<(SignedFor, PublicKey)>, transfer: bool) {
         if self.hard.vote != Some(claim) || self.hard.term != claim.term {
             return;
         }
-        let under = self.under();
         self.effects.push(Effect::Crypto(Crypto::SignElection { claim, under }));
         if claim.candidate == self.id {
-            for to in self.others() {
-                self.send(to, Message::RequestVote { claim });
+            let mut voters = self.tables.voters();
+            voters.remove(&self.id);
+            for to in voters {
+                let under = self.tables.asked_of(&to);
+                self.send(to, Message::RequestVote { claim, under, transfer });
             }
         }
     }
 
-    pub(super) fn on_request_vote(&mut self, from: NodeId, claim: ElectionClaim) {
+    pub(super) fn on_request_vote(
+        &mut self,
+        from: NodeId,
+        claim: ElectionClaim,
+        under: Vec<(SignedFor, PublicKey)>,
+        transfer: bool,
+    ) {
         if claim.candidate != from || claim.term < self.hard.term {
             // Stale terms are dropped; the asker learns of ours from the next pre-vote.
             return;
         }
         if claim.term > self.hard.term {
-            if self.in_lease() {
+            if self.in_lease() && !transfer {
                 return;
             }
             self.become_follower(claim.term, None);
         }
+        // A vote counts by a key that stands in the candidate's tables. Whoever lost its store does not hold that key any
+        // more, nor any memory of how it voted.
+        let asked = under.len() <= 2 && under.iter().any(|(_, key)| self.keys.contains(key));
         // One vote per term. The whole claim is on record: the same candidate asking again for the same claim gets the
         // same answer, and for another claim none, so that no second signature in this term can ever exist.
         let free = match &self.hard.vote {
             None => self.leader.is_none() && matches!(self.state, State::Follower | State::PreCandidate(_)),
             Some(vote) => *vote == claim,
         };
-        let granted = free && self.is_voter() && self.log_is_current(claim.last_term, LogIndex(claim.last_size));
+        let granted = free && asked && self.log_is_current(claim.last_term, LogIndex(claim.last_size));
         if !granted {
             let message = Message::RequestVoteReply { term: self.hard.term, granted: false, signatures: Vec::new() };
             self.unsealed.push(Held::Reply { to: from, message: Box::new(message) });
@@ -134,7 +176,7 @@ impl Core {
         }
         self.state = State::Follower;
         self.reset_election_timer();
-        self.unsealed.push(Held::Vote { claim });
+        self.unsealed.push(Held::Vote { claim, under, transfer: false });
     }
 
     pub(super) fn on_vote_signed(&mut self, claim: ElectionClaim, signatures: Vec<(SignedFor, Signature)>) {
@@ -160,22 +202,22 @@ impl Core {
             self.become_follower(term, None);
             return;
         }
-        let (Some(claim), under) = (self.hard.vote, self.under()) else { return };
+        let (Some(claim), asked) = (self.hard.vote, self.tables.asked_of(&from)) else { return };
         let State::Candidate(count) = &mut self.state else { return };
         if term != self.hard.term || count.granted.contains_key(&from) {
             return;
         }
         if !granted {
             count.denied.insert(from, ());
-            let lost = !quorum::possible(&self.tables, |id| count.denied.contains_key(id));
+            let lost = !self.tables.reached(|m| !count.denied.contains_key(&m.did));
             if lost {
                 self.become_follower(term, None);
             }
             return;
         }
-        let ours: Vec<SignedFor> = signatures.iter().map(|s| s.0).collect();
-        if ours == under && count.verifying.insert(from, ()).is_none() {
-            self.effects.push(Effect::Crypto(Crypto::VerifyElection { from, claim, signatures }));
+        if is_subset(&signatures, &asked) && count.verifying.insert(from, ()).is_none() {
+            let tables = self.tables.clone();
+            self.effects.push(Effect::Crypto(Crypto::VerifyElection { from, claim, signatures, tables }));
         }
     }
 
@@ -194,12 +236,12 @@ impl Core {
         let Some(claim) = self.hard.vote else { return };
         let State::Candidate(count) = &mut self.state else { return };
         count.granted.insert(from, signatures);
-        if count.certifying || !quorum::reached(&self.tables, |id| count.granted.contains_key(id)) {
+        if count.certifying || !self.tables.signed(&count.granted) {
             return;
         }
         count.certifying = true;
-        let signatures = by_table(&self.tables, &count.granted);
-        self.effects.push(Effect::Crypto(Crypto::CertifyElection { claim, signatures }));
+        let (signatures, tables) = (self.tables.by_table(&count.granted), self.tables.clone());
+        self.effects.push(Effect::Crypto(Crypto::CertifyElection { claim, signatures, tables }));
     }
 
     pub(super) fn on_election_certified(&mut self, certificate: Arc<ElectionCertificate>) {
@@ -209,8 +251,7 @@ impl Core {
     }
 
     fn become_leader(&mut self, election: Arc<ElectionCertificate>) {
-        let next = self.log.last().next();
-        let peers = self.others().into_iter().map(|id| (id, Progress::new(next, 1))).collect();
+        let peers = self.new_peers();
         let payload = election.encode();
         self.state = State::Leader(Box::new(Lead {
             peers,
@@ -220,6 +261,10 @@ impl Core {
             seq: 0,
             sign_point: None,
             ballots: BTreeMap::new(),
+            sessions: 1,
+            change: None,
+            transfer: None,
+            reads: super::read::Rounds::default(),
         }));
         self.leader = Some(self.id);
         self.proof = Some(election);
@@ -230,19 +275,30 @@ impl Core {
     /// higher one.
     pub(super) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
         assert!(term >= self.hard.term, "terms never regress");
+        self.lose_leadership(term > self.hard.term);
         if term > self.hard.term {
             self.hard.term = term;
             self.hard.vote = None;
             self.hard_dirty = true;
             self.forget_mandate();
         }
-        self.drop_ballots();
         self.state = State::Follower;
         self.leader = leader;
         if leader.is_none() {
             self.follow_nobody();
         }
         self.reset_election_timer();
+    }
+
+    /// Everything that only a leader can bring to an end.
+    fn lose_leadership(&mut self, newer: bool) {
+        self.refuse_reads();
+        if !matches!(self.state, State::Leader(_)) {
+            return;
+        }
+        self.drop_ballots();
+        self.drop_change();
+        self.drop_transfer(newer);
     }
 
     fn forget_mandate(&mut self) {
@@ -262,14 +318,19 @@ impl Core {
     /// An append or heartbeat: from whom, of which term, and is the claim to lead proved?
     pub(super) fn on_leader_word(&mut self, from: NodeId, message: Message) {
         let (term, election) = match &message {
-            Message::Append { term, election, .. } | Message::Heartbeat { term, election, .. } => {
+            Message::Append { term, election, to_keys, .. } | Message::Heartbeat { term, election, to_keys, .. } => {
+                // Meant for the store that holds these: see `Message::Append`.
+                if !self.holds_all(to_keys) {
+                    return;
+                }
                 (*term, election.clone())
             }
             _ => return,
         };
         if term < self.hard.term {
             // The sender leads no more; our term frees it, and frees us if we are ahead by an election that failed.
-            let reply = Message::HeartbeatReply { term: self.hard.term, session: 0, wall: self.now.wall, certified: 0 };
+            let (term, wall) = (self.hard.term, self.now.wall);
+            let reply = Message::HeartbeatReply { term, session: 0, round: 0, wall, certified: 0 };
             self.unsealed.push(Held::Reply { to: from, message: Box::new(reply) });
             return;
         }
@@ -286,12 +347,23 @@ impl Core {
             self.send(from, Message::ProofWanted { term });
             return;
         };
+        // Nobody follows a leader elected by tables that were replaced for good, unless that leader replaced them itself:
+        // then its entries stand in this log, and were taken from it when it had proved its claim.
+        let replaced_by_it = self.log.last_term() == term;
+        let oldest = if replaced_by_it { Epoch::ZERO } else { self.epochs.settled_epoch(self.committed) };
+        let Some(tables) = self.epochs.named_by(&election.halves, oldest) else {
+            // Elected by members of tables that are not known here: their proofs come first.
+            let above = self.known_epoch();
+            self.send(from, Message::EpochsWanted { above });
+            return;
+        };
         if self.unproved.len() < MAX_UNPROVED {
             self.unproved.push_back((from, message));
         }
         if !self.proving {
             self.proving = true;
-            self.effects.push(Effect::Crypto(Crypto::VerifyElectionCertificate { certificate: election }));
+            let (certificate, tables) = (election, Arc::new(tables));
+            self.effects.push(Effect::Crypto(Crypto::VerifyElectionCertificate { certificate, tables }));
         }
     }
 
@@ -329,8 +401,8 @@ impl Core {
                 let prev = super::replication::Previous { index: prev_index, term: prev_term, root: prev_root };
                 self.on_append(from, session, &prev, entries, commit, sign_point);
             }
-            Message::Heartbeat { session, commit, sign_point, wall, .. } => {
-                self.on_heartbeat(from, session, commit, sign_point, wall);
+            Message::Heartbeat { session, round, commit, sign_point, wall, .. } => {
+                self.on_heartbeat(from, (session, round), commit, sign_point, wall);
             }
             _ => {}
         }
@@ -351,19 +423,8 @@ impl Core {
     }
 }
 
-/// Sorts everyone's signatures by the table they are signed under.
-pub(super) fn by_table(
-    tables: &[crate::certificate::TableInForce],
-    shares: &BTreeMap<NodeId, Vec<(SignedFor, Signature)>>,
-) -> Vec<(SignedFor, Vec<(NodeId, Signature)>)> {
-    let mut sorted: BTreeMap<SignedFor, Vec<(NodeId, Signature)>> = BTreeMap::new();
-    for (id, signatures) in shares {
-        for (under, signature) in signatures {
-            let voter = tables.iter().any(|t| t.epoch_hash == under.epoch_hash && t.table.voter_position(id).is_some());
-            if voter {
-                sorted.entry(*under).or_default().push((*id, *signature));
-            }
-        }
-    }
-    sorted.into_iter().collect()
+/// Whether signatures are some of those asked for, each at most once.
+pub(super) fn is_subset(signatures: &[(SignedFor, Signature)], asked: &[(SignedFor, PublicKey)]) -> bool {
+    let mut left = asked.iter();
+    !signatures.is_empty() && signatures.iter().all(|s| left.any(|a| a.0 == s.0))
 }

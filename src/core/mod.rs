@@ -19,18 +19,24 @@ mod ballot;
 mod certify;
 mod election;
 mod log;
+mod membership;
+mod message;
 mod progress;
-mod quorum;
+mod read;
 mod replication;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod types;
 
 pub use ballot::content;
+pub use message::{AppendResult, Message};
+pub use tables::Tables;
 pub use types::*;
 
-use crate::certificate::{ElectionCertificate, Genesis, HeadCertificate, Policy, SignedFor, TableInForce};
-use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use crate::certificate::{ElectionCertificate, Genesis, HeadCertificate, Policy, PublicKey, SignedFor};
+use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use crate::limits;
 use log::Log;
 use progress::Progress;
@@ -74,7 +80,7 @@ impl Default for Options {
 /// A candidate's count.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Count {
-    granted: BTreeMap<NodeId, Vec<(SignedFor, crate::certificate::Signature)>>,
+    granted: tables::Shares,
     denied: BTreeMap<NodeId, ()>,
     /// Whose signatures are being verified.
     verifying: BTreeMap<NodeId, ()>,
@@ -92,6 +98,11 @@ struct Lead {
     seq: u64,
     sign_point: Option<certify::SignPoint>,
     ballots: BTreeMap<ProposalId, ballot::Open>,
+    /// The newest replication session given out in this term.
+    sessions: u64,
+    change: Option<membership::Changing>,
+    transfer: Option<transfer::Transferring>,
+    reads: read::Rounds,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -111,7 +122,7 @@ enum Held {
     /// A reply that tells a new term, or a refusal.
     Reply { to: NodeId, message: Box<Message> },
     /// Sign the vote for this claim (and, when it is our own, ask the others).
-    Vote { claim: crate::certificate::ElectionClaim },
+    Vote { claim: crate::certificate::ElectionClaim, under: Vec<(SignedFor, PublicKey)>, transfer: bool },
     /// Sign the answer to a ballot.
     Cast { id: ProposalId },
 }
@@ -131,8 +142,19 @@ struct Underway {
 pub struct Core {
     id: NodeId,
     genesis_id: Digest,
-    /// One table, or the current and the next during a membership change.
-    tables: Vec<TableInForce>,
+    /// In force at the end of the log.
+    tables: Arc<Tables>,
+    epochs: membership::Epochs,
+    /// The newest epoch whose `EpochFinal` is known to be committed.
+    in_force: Epoch,
+    /// The newest epoch that others said is in force for good. Nothing but this node's own retirement rests on it.
+    told_in_force: Epoch,
+    /// Peers for which proofs of membership changes are being fetched, with the epoch that they know.
+    telling: BTreeMap<NodeId, Epoch>,
+    /// Proofs that came in are being verified; until then no others are.
+    epochs_checked_until: u64,
+    /// The keys that this node's store holds.
+    keys: Vec<PublicKey>,
     options: Options,
     random: u64,
     now: Now,
@@ -171,6 +193,10 @@ pub struct Core {
     follow: certify::Follow,
     asked: BTreeMap<ProposalId, ballot::Asked>,
     requests: BTreeMap<Digest, Underway>,
+    /// Reads passed on to the leader, by context. Contexts ascend from a random start, so that none is used twice, not
+    /// even across a restart.
+    reading: BTreeMap<u64, read::Passed>,
+    next_context: u64,
 
     effects: Vec<Effect>,
     halted: bool,
@@ -180,7 +206,8 @@ impl Core {
     /// A node as it was when it last stopped. The shell has applied everything up to the restored certificate.
     #[must_use]
     pub fn new(id: NodeId, genesis: &Genesis, restored: Restored, options: Options, now: Now) -> Self {
-        let Restored { hard, certificate, frontier, terms, last_proposed_at, tail } = restored;
+        let Restored { hard, certificate, frontier, terms, last_proposed_at, tail, epochs, keys } = restored;
+        let epochs = membership::Epochs::restore(genesis, epochs.iter().chain(&tail));
         let log = Log::new(frontier, terms, last_proposed_at, tail);
         let committed = LogIndex(certificate.as_ref().map_or(0, |c| c.head.size));
         assert!(committed <= log.last(), "the store checked that its newest certificate lies within its log");
@@ -188,7 +215,13 @@ impl Core {
         let mut core = Self {
             id,
             genesis_id: genesis.id(),
-            tables: vec![genesis.in_force()],
+            tables: Arc::new(epochs.tables()),
+            in_force: epochs.settled_epoch(committed),
+            told_in_force: Epoch::ZERO,
+            epochs,
+            telling: BTreeMap::new(),
+            epochs_checked_until: 0,
+            keys,
             random: options.seed,
             options,
             now,
@@ -219,11 +252,19 @@ impl Core {
             follow: certify::Follow::default(),
             asked: BTreeMap::new(),
             requests: BTreeMap::new(),
+            reading: BTreeMap::new(),
+            next_context: 0,
             effects: Vec::new(),
             halted: false,
         };
         core.remember_requests(committed.next());
         core.reset_election_timer();
+        // Half the numbers are left to count in.
+        core.next_context = core.draw(1 << 63);
+        core.announce_membership();
+        if core.in_force > Epoch::ZERO {
+            core.announce_in_force();
+        }
         core
     }
 
@@ -238,6 +279,12 @@ impl Core {
             Input::Receive { from, message } => self.receive(from, message),
             Input::Submit { handle, submission } => self.submit(handle, submission),
             Input::Decide { id, granted, on_record } => self.decide(id, granted, on_record),
+            Input::Read { handle } => self.read(handle),
+            Input::Transfer { handle, to } => self.transfer(handle, to),
+            Input::Change { handle, change } => self.change(handle, change),
+            Input::Keys(keys) => self.keys = keys,
+            Input::EpochsFetched { peer, chain } => self.on_epochs_fetched(peer, chain),
+            Input::EpochsVerified { tables, in_flight } => self.on_epochs_verified(tables, in_flight),
             Input::Persisted { seq } => self.on_persisted(seq),
             Input::Fetched { peer, session, prev_term, prev_root, entries } => {
                 self.on_fetched(peer, session, prev_term, prev_root, entries);
@@ -254,10 +301,10 @@ impl Core {
             Input::BallotSigned { id, statement, under, signature } => {
                 self.on_ballot_signed(id, statement, under, signature);
             }
-            Input::BallotVerified { from, id, statement, signature } => {
-                self.on_ballot_verified(from, id, statement, signature);
+            Input::BallotVerified { from, id, statement, under, signature } => {
+                self.count_answer(from, id, (&statement, &under), signature);
             }
-            Input::Tallied { id, tally } => self.on_tallied(id, tally),
+            Input::Tallied { id, tally, epoch } => self.on_tallied(id, tally, epoch),
         }
         self.on_time();
     }
@@ -267,9 +314,14 @@ impl Core {
         if !self.halted {
             self.advance_commit();
             self.settle_certificate();
+            self.finish_change();
+            self.settle_epochs();
             self.mark_sign_point();
             self.persist();
             self.replicate_all();
+            self.dismiss_peers();
+            self.confirm_reads();
+            self.drive_transfer();
             self.sign_head();
             self.deliver();
             self.announce();
@@ -284,9 +336,10 @@ impl Core {
         match &self.state {
             State::Leader(lead) => {
                 let ballots = lead.ballots.values().map(ballot::Open::due).min().unwrap_or(u64::MAX);
-                lead.heartbeat_due.min(lead.quorum_check_due).min(ballots)
+                let transfer = lead.transfer.as_ref().map_or(u64::MAX, |t| t.due);
+                lead.heartbeat_due.min(lead.quorum_check_due).min(ballots).min(transfer)
             }
-            _ => self.election_due,
+            _ => self.election_due.min(self.reads_due()),
         }
     }
 
@@ -362,6 +415,11 @@ impl Core {
     pub fn is_answered(&self, id: &ProposalId) -> bool {
         self.asked.get(id).is_some_and(ballot::Asked::is_answered)
     }
+    /// When this node last knew that a leader was in contact (now, when it leads), on the monotonic clock.
+    #[must_use]
+    pub fn leader_contact(&self) -> Option<u64> {
+        if matches!(self.state, State::Leader(_)) { Some(self.now.mono) } else { self.leader_seen }
+    }
     /// An entry that is still in memory.
     #[must_use]
     pub fn entry(&self, index: LogIndex) -> Option<&Arc<crate::certificate::Entry>> {
@@ -374,24 +432,31 @@ impl Core {
     }
 
     fn receive(&mut self, from: NodeId, message: Message) {
-        if !self.tables.iter().any(|t| t.table.get(&from).is_some()) {
+        if !self.hears(&from, &message) {
             return;
         }
         if message.term().is_some_and(|t| t.0 > self.hard.term.0.saturating_add(MAX_TERM_AHEAD)) {
             return;
         }
         match message {
-            Message::PreVote { term, last_index, last_term } => self.on_pre_vote(from, term, last_index, last_term),
+            Message::PreVote { term, last_index, last_term, epoch, keys } => {
+                self.on_pre_vote(from, term, (last_term, last_index), epoch, &keys);
+            }
             Message::PreVoteReply { term, granted, wall } => self.on_pre_vote_reply(from, term, granted, wall),
-            Message::RequestVote { claim } => self.on_request_vote(from, claim),
+            Message::RequestVote { claim, under, transfer } => self.on_request_vote(from, claim, under, transfer),
             Message::RequestVoteReply { term, granted, signatures } => {
                 self.on_request_vote_reply(from, term, granted, signatures);
             }
             message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.on_leader_word(from, message),
             Message::AppendReply { term, session, result } => self.on_append_reply(from, term, session, result),
-            Message::HeartbeatReply { term, session, wall, certified } => {
-                self.on_heartbeat_reply(from, term, session, wall, certified);
+            Message::HeartbeatReply { term, session, round, wall, certified } => {
+                self.on_heartbeat_reply(from, term, (session, round), wall, certified);
             }
+            Message::EpochsWanted { above } => self.tell_epochs(from, above),
+            Message::Epochs { chain, in_flight, in_force } => self.on_epochs(&from, chain, in_flight, in_force),
+            Message::ReadIndex { term, context } => self.on_read_index(from, term, context),
+            Message::ReadIndexReply { context, index, .. } => self.on_read_index_reply(from, context, index),
+            Message::TimeoutNow { term } => self.on_timeout_now(from, term),
             Message::ProofWanted { term } => self.on_proof_wanted(from, term),
             Message::HeadShare { head, signatures } => self.on_head_share(from, head, signatures),
             Message::Certificate(certificate) => self.on_certificate(certificate),
@@ -410,6 +475,7 @@ impl Core {
             _ => {}
         }
         self.forget_asked();
+        self.reads_on_time();
     }
 
     /// Hands what is new to the disk, as one write, and seals what waits for it.
@@ -433,8 +499,10 @@ impl Core {
         }
         if let Some(certificate) = certificate {
             self.effects.push(Effect::Certified(certificate));
-            for to in self.others() {
-                self.send_certificate_to(to);
+            if let State::Leader(lead) = &self.state {
+                for to in lead.peers.keys().copied().collect::<Vec<_>>() {
+                    self.send_certificate_to(to);
+                }
             }
         }
         let seq = self.next_seq - 1;
@@ -498,7 +566,7 @@ impl Core {
                 }
                 self.send(to, *message);
             }
-            Held::Vote { claim } => self.on_vote_durable(claim),
+            Held::Vote { claim, under, transfer } => self.on_vote_durable(claim, under, transfer),
             Held::Cast { id } => self.on_cast_durable(id),
         }
     }
@@ -561,7 +629,7 @@ impl Core {
             // Differences measured before the jump mean nothing now; until a quorum's are measured anew, this clock
             // stamps nothing.
             self.clocks.clear();
-            self.clock_suspect = !quorum::reached(&self.tables, |id| *id == self.id);
+            self.clock_suspect = !self.tables.reached(|m| m.did == self.id);
         }
     }
 
@@ -575,7 +643,7 @@ impl Core {
             let difference_ms = all.get(all.len() / 2).copied().unwrap_or_default();
             self.effects.push(Effect::Alarm(Alarm::ClockOutOfBound { difference_ms }));
         }
-        let measured = quorum::reached(&self.tables, |id| *id == self.id || self.clocks.contains_key(id));
+        let measured = self.tables.reached(|m| m.did == self.id || self.clocks.contains_key(&m.did));
         if off || measured {
             self.clock_suspect = off;
         }
@@ -584,35 +652,16 @@ impl Core {
     /// Whether a quorum's clocks all differ from ours by more than the bound.
     fn clock_is_off(&self) -> bool {
         let bound = self.options.max_clock_difference_ms;
-        quorum::reached(&self.tables, |id| self.clocks.get(id).is_some_and(|d| d.unsigned_abs() > bound))
-    }
-
-    fn under(&self) -> Vec<SignedFor> {
-        self.tables
-            .iter()
-            .map(|t| SignedFor { genesis_id: self.genesis_id, epoch: t.epoch, epoch_hash: t.epoch_hash })
-            .collect()
-    }
-
-    fn is_voter(&self) -> bool {
-        quorum::is_voter(&self.tables, &self.id)
+        self.tables.reached(|m| self.clocks.get(&m.did).is_some_and(|d| d.unsigned_abs() > bound))
     }
 
     /// All other members of the tables in force.
     fn others(&self) -> Vec<NodeId> {
-        let mut ids: Vec<NodeId> = self
-            .tables
-            .iter()
-            .flat_map(|t| t.table.members().iter().map(|m| m.did))
-            .filter(|d| *d != self.id)
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        self.tables.members().into_iter().filter(|d| *d != self.id).collect()
     }
 
     fn all_auto(&self) -> bool {
-        self.tables.iter().all(|t| t.table.voters().all(|m| m.policy == Policy::Auto))
+        self.tables.current().table.voters().all(|m| m.policy == Policy::Auto)
     }
 
     /// splitmix64.

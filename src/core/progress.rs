@@ -1,5 +1,6 @@
 //! What a leader knows of one peer.
 
+use crate::certificate::PublicKey;
 use crate::ids::LogIndex;
 use crate::limits::{MAX_INFLIGHT_APPENDS, MAX_INFLIGHT_BYTES};
 use std::collections::VecDeque;
@@ -42,10 +43,18 @@ pub(super) struct Progress {
     pub(super) commit_told: LogIndex,
     /// Newest sign point told.
     pub(super) sign_point_told: LogIndex,
+    /// The keys of its rows in the tables in force: only there does it count.
+    pub(super) keys: Vec<PublicKey>,
+    /// When it last answered in this term, on the monotonic clock.
+    pub(super) heard: Option<u64>,
+    /// The newest round of reads that it has answered.
+    pub(super) round: u64,
+    /// The `EpochFinal` entry that leaves it out: it is served until it knows that this is committed.
+    pub(super) leaves_at: Option<LogIndex>,
 }
 
 impl Progress {
-    pub(super) fn new(next: LogIndex, session: u64) -> Self {
+    pub(super) fn new(next: LogIndex, session: u64, keys: Vec<PublicKey>) -> Self {
         Self {
             matched: LogIndex::ZERO,
             next,
@@ -60,7 +69,16 @@ impl Progress {
             certificate_sent: 0,
             commit_told: LogIndex::ZERO,
             sign_point_told: LogIndex::ZERO,
+            keys,
+            heard: None,
+            round: 0,
+            leaves_at: None,
         }
+    }
+
+    /// Whether it has answered since `at`.
+    pub(super) fn heard_since(&self, at: u64) -> bool {
+        self.heard.is_some_and(|heard| heard >= at)
     }
 
     /// Whether one more append may be sent now.

@@ -1,7 +1,7 @@
 //! Replication: appends, acknowledgements, the commit rule.
 
 use super::progress::{Flow, Progress};
-use super::{Alarm, AppendResult, Core, Effect, Halt, Held, Message, State, quorum};
+use super::{Alarm, AppendResult, Core, Effect, Halt, Held, Message, State};
 use crate::certificate::{Body, ElectionCertificate, Entry, Header, Kind, payload_hash};
 use crate::ids::{Digest, LogIndex, NodeId, Term};
 use crate::limits::MAX_APPEND_BYTES;
@@ -28,13 +28,17 @@ impl Core {
             .chain_update(self.hard.term.0.to_be_bytes())
             .finalize();
         let salt: [u8; 16] = std::array::from_fn(|i| digest[i]);
-        let header = Header {
-            kind,
-            payload_len: u32::try_from(payload.len()).expect("bounded by MAX_PAYLOAD"),
-            payload_hash: payload_hash(&salt, &payload),
-            ..self.blank_header(kind)
-        };
+        let header = self.payload_header(kind, &salt, &payload);
         self.append_entry(header, Body { salt, request: None, payload });
+    }
+
+    /// The header of a payload that nobody proposed.
+    pub(super) fn payload_header(&self, kind: Kind, salt: &[u8; 16], payload: &[u8]) -> Header {
+        Header {
+            payload_len: u32::try_from(payload.len()).expect("bounded by MAX_PAYLOAD"),
+            payload_hash: payload_hash(salt, payload),
+            ..self.blank_header(kind)
+        }
     }
 
     /// The fields that every next entry shares.
@@ -42,12 +46,12 @@ impl Core {
         Header {
             index: self.log.last().next(),
             term: self.hard.term,
-            epoch: self.tables.first().map(|t| t.epoch).unwrap_or_default(),
+            // `EpochFinal` is the first entry under the table that it puts in force.
+            epoch: if kind == Kind::EpochFinal { self.tables.newest().epoch } else { self.tables.current().epoch },
             kind,
             proposal_id: None,
             request_digest: Digest::ZERO,
-            // Never decreases along the log, whatever the leader's clock does.
-            proposed_at: self.now.wall.max(self.log.last_proposed_at()),
+            proposed_at: self.stamp(),
             required_quorum: 0,
             abort_reason: None,
             tally: None,
@@ -56,11 +60,17 @@ impl Core {
         }
     }
 
+    /// Never decreases along the log, whatever the leader's clock does; and a clock that is out of bound stamps nothing,
+    /// for what is stamped too late once holds for all that follows.
+    fn stamp(&self) -> u64 {
+        let last = self.log.last_proposed_at();
+        if self.clock_suspect { last } else { self.now.wall.max(last) }
+    }
+
     pub(super) fn append_entry(&mut self, header: Header, body: Body) -> LogIndex {
         let entry = Arc::new(Entry::new(header, body).expect("the leader hashes what it appends"));
         let index = entry.index();
-        self.remember_request(&entry);
-        self.log.append(entry);
+        self.push(entry);
         index
     }
 
@@ -68,8 +78,12 @@ impl Core {
         let State::Leader(lead) = &mut self.state else { return };
         if self.now.mono >= lead.quorum_check_due {
             lead.quorum_check_due = self.now.mono + self.options.election_timeout_ms.1;
-            let (id, peers) = (self.id, &lead.peers);
-            let in_contact = quorum::reached(&self.tables, |m| *m == id || peers.get(m).is_some_and(|p| p.active));
+            let (id, keys, peers) = (self.id, &self.keys, &lead.peers);
+            let in_contact = self.tables.reached(|m| match m.did == id {
+                true => keys.contains(&m.bls_key),
+                false => peers.get(&m.did).is_some_and(|p| p.active && p.keys.contains(&m.bls_key)),
+            });
+            lead.peers.retain(|_, p| p.leaves_at.is_none() || p.active);
             for peer in lead.peers.values_mut() {
                 peer.active = false;
             }
@@ -85,21 +99,32 @@ impl Core {
             return;
         }
         let State::Leader(lead) = &mut self.state else { return };
-        if self.now.mono >= lead.heartbeat_due {
-            lead.heartbeat_due = self.now.mono + self.options.heartbeat_ms;
-            for to in self.others() {
-                self.heartbeat_to(to);
-            }
+        let heartbeat = self.now.mono >= lead.heartbeat_due;
+        if heartbeat {
+            self.heartbeat_all();
         }
+        self.transfer_on_time(heartbeat);
         self.ballots_on_time();
+    }
+
+    pub(super) fn heartbeat_all(&mut self) {
+        let due = self.now.mono + self.options.heartbeat_ms;
+        let State::Leader(lead) = &mut self.state else { return };
+        lead.heartbeat_due = due;
+        for to in lead.peers.keys().copied().collect::<Vec<_>>() {
+            self.heartbeat_to(to);
+        }
     }
 
     pub(super) fn heartbeat_to(&mut self, to: NodeId) {
         let State::Leader(lead) = &self.state else { return };
         let Some(peer) = lead.peers.get(&to) else { return };
+        let to_keys = peer.keys.clone();
         let message = Message::Heartbeat {
             term: self.hard.term,
             session: peer.session,
+            to_keys,
+            round: lead.reads.newest,
             // Never beyond what the peer is known to hold: it would take other entries there for committed ones.
             commit: self.committed.min(peer.matched),
             sign_point: lead.sign_point.as_ref().map_or(LogIndex::ZERO, |s| s.index()),
@@ -162,12 +187,23 @@ impl Core {
         let sign_point = lead.sign_point.as_ref().map_or(LogIndex::ZERO, |s| s.index());
         let election: Option<Arc<ElectionCertificate>> = (!peer.proved).then(|| lead.election.clone());
         let session = peer.session;
+        let to_keys = peer.keys.clone();
         peer.commit_told = commit;
         peer.sign_point_told = sign_point;
         peer.sent(upto, bytes);
         let term = self.hard.term;
-        let message =
-            Message::Append { term, session, prev_index, prev_term, prev_root, entries, commit, sign_point, election };
+        let message = Message::Append {
+            term,
+            session,
+            to_keys,
+            prev_index,
+            prev_term,
+            prev_root,
+            entries,
+            commit,
+            sign_point,
+            election,
+        };
         self.send(to, message);
     }
 
@@ -208,11 +244,13 @@ impl Core {
         if term < self.hard.term {
             return None;
         }
+        let now = self.now.mono;
         let State::Leader(lead) = &mut self.state else { return None };
         let peer = lead.peers.get_mut(&from)?;
         if peer.session != session {
             return None;
         }
+        peer.heard = Some(now);
         peer.active = true;
         peer.proved = true;
         Some(peer)
@@ -251,10 +289,18 @@ impl Core {
         }
     }
 
-    pub(super) fn on_heartbeat_reply(&mut self, from: NodeId, term: Term, session: u64, wall: u64, certified: u64) {
+    pub(super) fn on_heartbeat_reply(
+        &mut self,
+        from: NodeId,
+        term: Term,
+        (session, round): (u64, u64),
+        wall: u64,
+        certified: u64,
+    ) {
         let last = self.log.last();
         let newest = self.certificate.as_ref().map_or(0, |c| c.head.size);
         let Some(peer) = self.current_peer(from, term, session) else { return };
+        peer.round = peer.round.max(round);
         peer.certificate_sent = certified;
         let quiet = !std::mem::take(&mut peer.moving) && peer.matched < last;
         let nudge = match &mut peer.flow {
@@ -281,9 +327,14 @@ impl Core {
     /// entry of our own term above it. Our own disk counts like anyone's, by what is fsynced.
     pub(super) fn advance_commit(&mut self) {
         let State::Leader(lead) = &self.state else { return };
-        let (id, durable) = (self.id, self.log.durable());
-        let index = quorum::committed(&self.tables, |m| {
-            if *m == id { durable } else { lead.peers.get(m).map_or(LogIndex::ZERO, |p| p.matched) }
+        let (id, keys, durable) = (self.id, &self.keys, self.log.durable());
+        let index = self.tables.committed(|m| {
+            let peer = || lead.peers.get(&m.did).filter(|p| p.keys.contains(&m.bls_key));
+            match m.did == id {
+                true if keys.contains(&m.bls_key) => durable,
+                true => LogIndex::ZERO,
+                false => peer().map_or(LogIndex::ZERO, |p| p.matched),
+            }
         });
         if index > self.committed && self.log.term_at(index) == Some(self.hard.term) {
             self.committed = index;
@@ -338,8 +389,7 @@ impl Core {
                 }
                 None => {}
             }
-            self.remember_request(&entry);
-            self.log.append(entry);
+            self.push(entry);
         }
         self.learn_commit(commit.min(upto));
         self.follow.mark(sign_point);
@@ -357,7 +407,7 @@ impl Core {
                 && self.carries_proof(e);
             before = (e.index(), e.term(), e.header.proposed_at);
             fine
-        })
+        }) && self.keeps_epochs(prev.index, entries)
     }
 
     /// The first entry of the leader's term holds the very certificate by which it is followed.
@@ -367,15 +417,10 @@ impl Core {
             || self.proof.as_ref().is_some_and(|p| p.encode() == entry.body.payload)
     }
 
-    fn truncate(&mut self, from: LogIndex) {
-        self.log.truncate(from);
-        self.requests.retain(|_, r| r.index < from);
-    }
-
     pub(super) fn on_heartbeat(
         &mut self,
         from: NodeId,
-        session: u64,
+        (session, round): (u64, u64),
         commit: LogIndex,
         sign_point: LogIndex,
         wall: u64,
@@ -387,6 +432,7 @@ impl Core {
         let message = Message::HeartbeatReply {
             term: self.hard.term,
             session,
+            round,
             wall: self.now.wall,
             certified: self.certificate.as_ref().map_or(0, |c| c.head.size),
         };

@@ -2,7 +2,7 @@
 
 use super::log::Log;
 use super::progress::{Flow, Progress};
-use super::quorum;
+use super::tables::Tables;
 use crate::certificate::merkle::Frontier;
 use crate::certificate::{
     Body, Entry, Header, Kind, Member, MemberTable, Policy, QuorumRule, Role, SecretKey, TableInForce, payload_hash,
@@ -122,7 +122,7 @@ fn a_range_holds_at_least_one_entry_and_no_more_bytes_than_asked() {
 
 #[test]
 fn one_probe_is_outstanding_until_it_is_answered() {
-    let mut peer = Progress::new(LogIndex(5), 1);
+    let mut peer = Progress::new(LogIndex(5), 1, Vec::new());
     assert!(peer.may_send());
     peer.sent(LogIndex(9), 100);
     assert!(!peer.may_send());
@@ -133,7 +133,7 @@ fn one_probe_is_outstanding_until_it_is_answered() {
 
 #[test]
 fn appends_in_flight_are_bounded_and_freed_by_acknowledgements() {
-    let mut peer = Progress::new(LogIndex(1), 1);
+    let mut peer = Progress::new(LogIndex(1), 1, Vec::new());
     peer.acknowledged(LogIndex(0));
     for i in 1..=MAX_INFLIGHT_APPENDS as u64 {
         assert!(peer.may_send());
@@ -166,21 +166,22 @@ fn table(epoch: u64, members: &[u8]) -> TableInForce {
 
 #[test]
 fn a_quorum_is_counted_in_every_table_and_never_in_their_union() {
-    let tables = [table(0, &[1, 2, 3]), table(1, &[3, 4, 5])];
-    let reached = |who: &[u8]| quorum::reached(&tables, |id| who.contains(&id.0[0]));
+    let (current, next) = (Arc::new(table(0, &[1, 2, 3])), Arc::new(table(1, &[3, 4, 5])));
+    let tables = Tables::new(Digest::ZERO, current, Some(next));
+    let reached = |who: &[u8]| tables.reached(|m| who.contains(&m.did.0[0]));
     assert!(!reached(&[1, 2]) && !reached(&[3, 4, 5]) && !reached(&[1, 2, 3]) && !reached(&[1, 4, 5]));
     assert!(reached(&[1, 3, 4]) && reached(&[1, 2, 4, 5]));
-    let committed = |matched: [u64; 5]| quorum::committed(&tables, |id| LogIndex(matched[usize::from(id.0[0]) - 1]));
+    let committed = |matched: [u64; 5]| tables.committed(|m| LogIndex(matched[usize::from(m.did.0[0]) - 1]));
     assert_eq!(committed([9, 9, 9, 4, 3]), LogIndex(4));
     assert_eq!(committed([9, 2, 1, 9, 9]), LogIndex(2));
 }
 
 #[test]
 fn the_commit_index_is_the_quorums_highest_common_one() {
-    let five = [table(0, &[1, 2, 3, 4, 5])];
-    let committed = |matched: [u64; 5]| quorum::committed(&five, |id| LogIndex(matched[usize::from(id.0[0]) - 1])).0;
+    let five = Tables::new(Digest::ZERO, Arc::new(table(0, &[1, 2, 3, 4, 5])), None);
+    let committed = |matched: [u64; 5]| five.committed(|m| LogIndex(matched[usize::from(m.did.0[0]) - 1])).0;
     assert_eq!([committed([5, 5, 1, 1, 1]), committed([1, 5, 3, 5, 2]), committed([0, 0, 0, 7, 7])], [1, 3, 0]);
-    let four = [table(0, &[1, 2, 3, 4])];
+    let four = Tables::new(Digest::ZERO, Arc::new(table(0, &[1, 2, 3, 4])), None);
     let matched = [4, 3, 2, 1];
-    assert_eq!(quorum::committed(&four, |id| LogIndex(matched[usize::from(id.0[0]) - 1])), LogIndex(2));
+    assert_eq!(four.committed(|m| LogIndex(matched[usize::from(m.did.0[0]) - 1])), LogIndex(2));
 }

@@ -4,10 +4,13 @@
 //! order in which they were emitted. `Persist` effects complete in order, each by one [`Input::Persisted`]; signing and verifying complete in any
 //! order, each by the input named at its effect.
 
+use super::message::Message;
+use super::tables::Tables;
 use crate::certificate::{
-    ElectionCertificate, ElectionClaim, Entry, Head, HeadCertificate, Request, Signature, SignedFor, VoteStatement,
+    ElectionCertificate, ElectionClaim, Entry, EpochChain, Head, HeadCertificate, Kind, Member, MemberTable, PublicKey,
+    Request, Signature, SignedFor, TableInForce, VoteStatement,
 };
-use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -114,6 +117,8 @@ pub enum Admission {
     },
     /// The leader's clock is out of bound against its peers': it takes nothing.
     ClockOutOfBound,
+    /// The leader is handing leadership over and takes nothing meanwhile; try again in a moment.
+    Transferring,
     /// The payload is larger than [`MAX_PAYLOAD`](crate::limits::MAX_PAYLOAD).
     PayloadTooLarge {
         /// Bytes given.
@@ -123,11 +128,106 @@ pub enum Admission {
     InvalidRequestId,
 }
 
+/// A membership change asked for: the whole next table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Change {
+    /// The epoch that the table was made from; refused when another is in force, so that no change undoes an unseen one.
+    pub base: Epoch,
+    /// The next table, its proofs of possession verified.
+    pub table: MemberTable,
+    /// Chosen by the origin, new for every attempt.
+    pub salt: [u8; 16],
+    /// Milliseconds for the ballot on it.
+    pub ttl_ms: u64,
+}
+
+/// Why a membership change is not made.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum ChangeRefusal {
+    /// Only the leader changes members.
+    #[error("this node does not lead")]
+    NotLeader {
+        /// Who does, when known.
+        leader: Option<NodeId>,
+    },
+    /// Another change is in flight.
+    #[error("another membership change is in flight; wait until `status` shows its epoch in force")]
+    InFlight,
+    /// The leader has not committed an entry of its own term yet.
+    #[error("the leader has just been elected and has not committed in its term yet; try again in a moment")]
+    NotSettled,
+    /// Leadership is being transferred.
+    #[error("leadership is being transferred; try again in a moment")]
+    Transferring,
+    /// The table was made from another epoch than the one in force.
+    #[error("the change was made from another epoch than {current}, which is in force; look at the members again")]
+    Stale {
+        /// In force.
+        current: Epoch,
+    },
+    /// Nothing changes.
+    #[error("the table is the one in force already")]
+    Unchanged,
+    /// Too few voters of the new table answer.
+    #[error(
+        "the new table would have no quorum: {quorum} of its voters must have answered within an election timeout; silent: {}",
+        names(silent)
+    )]
+    NoQuorum {
+        /// Of the new table.
+        quorum: usize,
+        /// Voters that did not answer in time.
+        silent: Vec<NodeId>,
+    },
+    /// New voters that lack entries.
+    #[error("not caught up: {}; add them as learners first and wait until they hold the log", names(behind))]
+    NotCaughtUp {
+        /// Who.
+        behind: Vec<NodeId>,
+    },
+    /// A key that was in force before.
+    #[error("{0} brings a BLS key that was retired or belongs to another member; every store makes its own key")]
+    OldKey(NodeId),
+    /// The voters denied it.
+    #[error("the voters rejected it; denied by {}", names(denied))]
+    Rejected {
+        /// Who denied.
+        denied: Vec<NodeId>,
+    },
+    /// Too few voters answered in time.
+    #[error("too few voters granted it in time")]
+    Expired,
+    /// Leadership was lost before it was in force. It may or may not come into force.
+    #[error("leadership was lost meanwhile: look at `status` for the epoch in force before you try again")]
+    Interrupted,
+}
+
+fn names(ids: &[NodeId]) -> String {
+    if ids.is_empty() { "none".into() } else { ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") }
+}
+
+/// What became of a leadership transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Transfer {
+    /// This node leads no more: a newer term began.
+    Done,
+    /// The target did not take over within an election timeout; this node goes on leading.
+    TimedOut,
+    /// Another transfer took its place.
+    Replaced,
+    /// Not the leader.
+    NotLeader,
+    /// The target is no voter other than this node, or there is none that could lead.
+    NoTarget,
+}
+
 /// A question put to one member.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ballot {
     /// The proposal.
     pub id: ProposalId,
+    /// What it becomes when it is granted: a `Proposal`, or an `Epoch` whose payload is the next member table.
+    pub kind: Kind,
     /// Who asks, under which id.
     pub request: Request,
     /// With the payload gives the payload hash.
@@ -143,170 +243,6 @@ pub struct Ballot {
     pub under: SignedFor,
 }
 
-/// Between cores. The sender is known from the connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Message {
-    /// Would you vote for me in this term? Changes nothing.
-    PreVote {
-        /// The term it would stand for.
-        term: Term,
-        /// Last entry.
-        last_index: LogIndex,
-        /// Term of the last entry.
-        last_term: Term,
-    },
-    /// Answer to `PreVote`.
-    PreVoteReply {
-        /// The term asked about when granted, the answerer's own when not.
-        term: Term,
-        /// The answer.
-        granted: bool,
-        /// The answerer's wall clock.
-        wall: u64,
-    },
-    /// Vote for me.
-    RequestVote {
-        /// The signed claim; its candidate is the sender.
-        claim: ElectionClaim,
-    },
-    /// Answer to `RequestVote`; a grant carries one signature per table in force (current first).
-    RequestVoteReply {
-        /// The answerer's term.
-        term: Term,
-        /// The claim answered (its term and candidate), echoed.
-        granted: bool,
-        /// Signatures with what they are signed for.
-        signatures: Vec<(SignedFor, Signature)>,
-    },
-    /// Replicate. Empty as a probe.
-    Append {
-        /// The leader's term.
-        term: Term,
-        /// Replication session of this peer in this term; answers echo it.
-        session: u64,
-        /// Entry before the first.
-        prev_index: LogIndex,
-        /// Its term.
-        prev_term: Term,
-        /// The tree root at `prev_index`, when the leader has it at hand.
-        prev_root: Option<Digest>,
-        /// Encoded entries ([`Entry::encode`]) on the wire; shared in memory.
-        #[serde(with = "wire_entries")]
-        entries: Vec<Arc<Entry>>,
-        /// The leader's commit index.
-        commit: LogIndex,
-        /// Sign the head at this size once durable, when not zero.
-        sign_point: LogIndex,
-        /// The election certificate, until the peer has answered in this term.
-        election: Option<Arc<ElectionCertificate>>,
-    },
-    /// Answer to `Append`, after fsync.
-    AppendReply {
-        /// The answerer's term.
-        term: Term,
-        /// Echoed.
-        session: u64,
-        /// What became of it.
-        result: AppendResult,
-    },
-    /// I lead.
-    Heartbeat {
-        /// The leader's term.
-        term: Term,
-        /// Replication session of this peer in this term; answers echo it.
-        session: u64,
-        /// min(commit, the peer's match).
-        commit: LogIndex,
-        /// As in `Append`.
-        sign_point: LogIndex,
-        /// The leader's wall clock, for the bound on clock differences.
-        wall: u64,
-        /// As in `Append`.
-        election: Option<Arc<ElectionCertificate>>,
-    },
-    /// Answer to `Heartbeat`.
-    HeartbeatReply {
-        /// The answerer's term.
-        term: Term,
-        /// Echoed.
-        session: u64,
-        /// The answerer's wall clock.
-        wall: u64,
-        /// Size of the newest head certificate that the answerer holds.
-        certified: u64,
-    },
-    /// You say you lead this term, and I have seen no election certificate: send it along.
-    ProofWanted {
-        /// The term.
-        term: Term,
-    },
-    /// One member's signature on a head; one per table in force (current first).
-    HeadShare {
-        /// What is signed.
-        head: Head,
-        /// Signatures with what they are signed for.
-        signatures: Vec<(SignedFor, Signature)>,
-    },
-    /// A quorum's. Receivers verify before they keep it.
-    Certificate(Arc<HeadCertificate>),
-    /// A leader's question.
-    Ballot {
-        /// The leader's term.
-        term: Term,
-        /// The question.
-        ballot: Arc<Ballot>,
-    },
-    /// A member's answer, after fsync.
-    Vote {
-        /// The answerer's term.
-        term: Term,
-        /// Which ballot.
-        id: ProposalId,
-        /// The signed answer.
-        statement: VoteStatement,
-        /// Under which table it is signed.
-        under: SignedFor,
-        /// The signature.
-        signature: Signature,
-    },
-}
-
-impl Message {
-    /// The term that a receiver may adopt from it.
-    pub(super) fn term(&self) -> Option<Term> {
-        match self {
-            Self::PreVote { term, .. }
-            | Self::PreVoteReply { term, .. }
-            | Self::RequestVoteReply { term, .. }
-            | Self::Append { term, .. }
-            | Self::AppendReply { term, .. }
-            | Self::Heartbeat { term, .. }
-            | Self::HeartbeatReply { term, .. }
-            | Self::ProofWanted { term }
-            | Self::Ballot { term, .. }
-            | Self::Vote { term, .. } => Some(*term),
-            Self::RequestVote { claim } => Some(claim.term),
-            Self::HeadShare { .. } | Self::Certificate(_) => None,
-        }
-    }
-}
-
-/// What became of an `Append`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum AppendResult {
-    /// Durable here and equal to the leader's log up to this index (never beyond what the message covered).
-    Durable(LogIndex),
-    /// The previous entry did not match.
-    Mismatch {
-        /// The `prev_index` refused.
-        refused: LogIndex,
-        /// The last index here whose term is at most the refused entry's: where to look next.
-        hint_index: LogIndex,
-        /// Its term.
-        hint_term: Term,
-    },
-}
-
 /// Something for the pool of signers and verifiers. Completes by the input named at each.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Crypto {
@@ -314,8 +250,8 @@ pub enum Crypto {
     SignElection {
         /// What.
         claim: ElectionClaim,
-        /// Under which tables (one signature each).
-        under: Vec<SignedFor>,
+        /// Under which names, by which of this node's keys; none by a key that is not held.
+        under: Vec<(SignedFor, PublicKey)>,
     },
     /// → [`Input::VoteVerified`] only when every signature verifies.
     VerifyElection {
@@ -325,6 +261,8 @@ pub enum Crypto {
         claim: ElectionClaim,
         /// The signatures.
         signatures: Vec<(SignedFor, Signature)>,
+        /// In force at the candidate.
+        tables: Arc<Tables>,
     },
     /// Aggregates already verified signatures, a list per table. → [`Input::ElectionCertified`].
     CertifyElection {
@@ -332,18 +270,34 @@ pub enum Crypto {
         claim: ElectionClaim,
         /// Verified signatures.
         signatures: Vec<(SignedFor, Vec<(NodeId, Signature)>)>,
+        /// In force at the candidate.
+        tables: Arc<Tables>,
     },
     /// → [`Input::LeaderProved`].
     VerifyElectionCertificate {
         /// What.
         certificate: Arc<ElectionCertificate>,
+        /// Those that it names.
+        tables: Arc<Tables>,
+    },
+    /// Verifies membership changes that follow on a known table, and the proofs of possession of the one in flight.
+    /// → [`Input::EpochsVerified`] only when all of them verify.
+    VerifyEpochs {
+        /// The cluster.
+        genesis_id: Digest,
+        /// What is known.
+        base: Arc<TableInForce>,
+        /// What follows.
+        chain: EpochChain,
+        /// The `Epoch` entry in flight.
+        in_flight: Option<Arc<Entry>>,
     },
     /// → [`Input::HeadSigned`].
     SignHead {
         /// What.
         head: Head,
-        /// Under which tables.
-        under: Vec<SignedFor>,
+        /// As for `SignElection`.
+        under: Vec<(SignedFor, PublicKey)>,
     },
     /// → [`Input::ShareVerified`] only when every signature verifies.
     VerifyShare {
@@ -353,6 +307,8 @@ pub enum Crypto {
         head: Head,
         /// The signatures.
         signatures: Vec<(SignedFor, Signature)>,
+        /// In force at that head.
+        tables: Arc<Tables>,
     },
     /// Aggregates already verified shares. → [`Input::HeadCertified`].
     CertifyHead {
@@ -360,11 +316,15 @@ pub enum Crypto {
         head: Head,
         /// Verified signatures, a list per table.
         signatures: Vec<(SignedFor, Vec<(NodeId, Signature)>)>,
+        /// In force at that head.
+        tables: Arc<Tables>,
     },
-    /// Against the tables in force at that head. → [`Input::CertificateVerified`].
+    /// → [`Input::CertificateVerified`].
     VerifyCertificate {
         /// What.
         certificate: Arc<HeadCertificate>,
+        /// In force at that head.
+        tables: Arc<Tables>,
     },
     /// → [`Input::BallotSigned`].
     SignVote {
@@ -374,6 +334,8 @@ pub enum Crypto {
         statement: VoteStatement,
         /// Under which table.
         under: SignedFor,
+        /// By which of this node's keys; nothing is signed when it is not held.
+        key: PublicKey,
     },
     /// → [`Input::BallotVerified`] only when it verifies.
     VerifyVote {
@@ -387,6 +349,8 @@ pub enum Crypto {
         under: SignedFor,
         /// The signature.
         signature: Signature,
+        /// The table.
+        table: Arc<TableInForce>,
     },
     /// Aggregates already verified votes of a decided ballot. → [`Input::Tallied`].
     Tally {
@@ -396,6 +360,8 @@ pub enum Crypto {
         grants: Vec<(NodeId, Signature)>,
         /// Whose denials.
         denials: Vec<(NodeId, Signature)>,
+        /// The table under which they are signed.
+        table: Arc<TableInForce>,
     },
 }
 
@@ -426,6 +392,41 @@ pub enum Input {
         granted: bool,
         /// Whether an earlier durable answer exists (then nothing is written).
         on_record: bool,
+    },
+    /// A linearizable read is wanted; answered by [`Effect::ReadReady`] or [`Effect::ReadRefused`] with the same handle.
+    Read {
+        /// Chosen by the shell.
+        handle: u64,
+    },
+    /// Hand leadership over; answered by [`Effect::Transferred`] with the same handle.
+    Transfer {
+        /// Chosen by the shell.
+        handle: u64,
+        /// To whom; `None`: to the voter that is furthest.
+        to: Option<NodeId>,
+    },
+    /// Change the members; answered by [`Effect::Changed`] with the same handle.
+    Change {
+        /// Chosen by the shell.
+        handle: u64,
+        /// How.
+        change: Change,
+    },
+    /// The BLS keys that this node's store holds now.
+    Keys(Vec<PublicKey>),
+    /// See [`Effect::FetchEpochs`].
+    EpochsFetched {
+        /// For whom.
+        peer: NodeId,
+        /// What follows on the epoch asked about; empty when nothing does (or nothing can be told now).
+        chain: EpochChain,
+    },
+    /// See [`Crypto::VerifyEpochs`].
+    EpochsVerified {
+        /// The tables that follow, ascending, each proved to be in force after the one before.
+        tables: Vec<Arc<TableInForce>>,
+        /// The table of the change in flight.
+        in_flight: Option<Arc<TableInForce>>,
     },
     /// All writes up to this sequence number are durable.
     Persisted {
@@ -525,6 +526,8 @@ pub enum Input {
         id: ProposalId,
         /// What.
         statement: VoteStatement,
+        /// Under which table.
+        under: SignedFor,
         /// The signature.
         signature: Signature,
     },
@@ -534,6 +537,8 @@ pub enum Input {
         id: ProposalId,
         /// The tally.
         tally: crate::certificate::Tally,
+        /// The epoch of the table under which its votes are signed.
+        epoch: Epoch,
     },
 }
 
@@ -588,6 +593,53 @@ pub enum Effect {
         /// The question.
         ballot: Arc<Ballot>,
     },
+    /// A read may be served once this index is applied here.
+    ReadReady {
+        /// Echoed.
+        handle: u64,
+        /// The index.
+        index: LogIndex,
+    },
+    /// A read cannot be served: no leader is known, or it changed meanwhile. Ask again.
+    ReadRefused {
+        /// Echoed.
+        handle: u64,
+    },
+    /// What became of a transfer.
+    Transferred {
+        /// Echoed.
+        handle: u64,
+        /// What.
+        outcome: Transfer,
+    },
+    /// What became of a membership change: the epoch in force, committed; or why not.
+    Changed {
+        /// Echoed.
+        handle: u64,
+        /// What.
+        outcome: Result<Epoch, ChangeRefusal>,
+    },
+    /// Collect the proofs of the membership changes above an epoch, as many as go into one message, for a peer.
+    /// → [`Input::EpochsFetched`].
+    FetchEpochs {
+        /// For whom.
+        peer: NodeId,
+        /// The epoch above which.
+        above: Epoch,
+    },
+    /// The tables in force changed, or others became known: connect to these members, and let go of others.
+    Membership {
+        /// In force at the end of the log.
+        tables: Arc<Tables>,
+        /// Members of tables that are proved but not in this log yet.
+        ahead: Vec<Arc<TableInForce>>,
+        /// Those left out by the last change. They are to be told so; and a leader among them leads, and wants answers,
+        /// until its removal is committed. So connections with them are kept until the next change.
+        leaving: Vec<Member>,
+    },
+    /// A table is in force for good: its `EpochFinal` is committed. Keys of earlier tables that this one does not name are
+    /// of no use any more.
+    InForce(Arc<TableInForce>),
     /// A question is moot (decided, expired or its leader gone).
     Withdraw {
         /// Which.
@@ -683,23 +735,8 @@ pub struct Restored {
     pub last_proposed_at: u64,
     /// All entries after `frontier.size()`.
     pub tail: Vec<Arc<Entry>>,
-}
-
-/// Entries travel as their canonical bytes, so that a receiver checks each one as it decodes it.
-mod wire_entries {
-    use super::{Arc, Entry};
-    use serde::{Deserialize, Deserializer, Serializer, ser::SerializeSeq};
-
-    pub(super) fn serialize<S: Serializer>(entries: &[Arc<Entry>], s: S) -> Result<S::Ok, S::Error> {
-        let mut seq = s.serialize_seq(Some(entries.len()))?;
-        for e in entries {
-            seq.serialize_element(serde_bytes::Bytes::new(&e.encode()))?;
-        }
-        seq.end()
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Arc<Entry>>, D::Error> {
-        let raw: Vec<serde_bytes::ByteBuf> = Vec::deserialize(d)?;
-        raw.iter().map(|b| Entry::decode(b).map(Arc::new).map_err(serde::de::Error::custom)).collect()
-    }
+    /// The `Epoch` and `EpochFinal` entries before `tail`, ascending.
+    pub epochs: Vec<Arc<Entry>>,
+    /// The BLS keys that the store holds.
+    pub keys: Vec<PublicKey>,
 }

@@ -1,6 +1,6 @@
 //! The one place that turns failures into HTTP answers: for every error its status, its body and its headers.
 
-use crate::api::{ErrorBody, ProposeError, StreamError, VoteError};
+use crate::api::{ChangeError, ErrorBody, ProposeError, ReadError, StreamError, TransferError, VoteError};
 use crate::limits::{MAX_HTTP_BODY, MAX_HTTP_QUERIES, MAX_HTTP_STREAMS};
 use crate::node::QueryError;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -25,6 +25,23 @@ pub(super) enum ApiError {
     /// The node has no answer.
     #[error(transparent)]
     Query(#[from] QueryError),
+    /// The node cannot answer as freshly as asked.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The members were not changed.
+    #[error("{error}")]
+    Change {
+        error: ChangeError,
+        /// The leader's HTTP address, when known.
+        leader: Option<String>,
+    },
+    /// Leadership was not handed over.
+    #[error("{error}")]
+    Transfer {
+        error: TransferError,
+        /// The leader's HTTP address, when known.
+        leader: Option<String>,
+    },
     /// The request itself is wrong.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -114,6 +131,12 @@ impl ApiError {
             Self::Propose { error, .. } => propose_verdict(error),
             Self::Vote(error) => vote_verdict(error),
             Self::Query(error) => query_verdict(error),
+            Self::Read(error) => {
+                let (code, value) = typed(error);
+                Verdict { error: value, ..Verdict::later(StatusCode::SERVICE_UNAVAILABLE, code) }
+            }
+            Self::Change { error, .. } => change_verdict(error),
+            Self::Transfer { error, .. } => transfer_verdict(error),
             Self::Request(error) => request_verdict(error),
             Self::NotReady { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Overloaded => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
@@ -132,7 +155,9 @@ impl ApiError {
             message: self.to_string(),
             retryable: verdict.retryable,
             leader: match self {
-                Self::Propose { leader, .. } => leader.clone(),
+                Self::Propose { leader, .. } | Self::Change { leader, .. } | Self::Transfer { leader, .. } => {
+                    leader.clone()
+                }
                 _ => None,
             },
             without_effect: verdict.without_effect,
@@ -227,6 +252,32 @@ fn vote_verdict(error: &VoteError) -> Verdict {
         VoteError::AlreadyCast { .. } | VoteError::NotManual { .. } => Verdict::refused(StatusCode::CONFLICT, code),
         // The vote may have been made durable before the node began to close; repeating it is harmless.
         VoteError::Closed => Verdict { without_effect: false, ..Verdict::later(StatusCode::SERVICE_UNAVAILABLE, code) },
+    };
+    Verdict { error: value, ..verdict }
+}
+
+fn change_verdict(error: &ChangeError) -> Verdict {
+    let status = match error {
+        ChangeError::NotLeader { .. } | ChangeError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+        ChangeError::Refused { .. } => StatusCode::CONFLICT,
+        ChangeError::DoesNotApply { .. } | ChangeError::InvalidTable { .. } | ChangeError::InvalidTtl => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+    };
+    let (code, value) = typed(error);
+    let retryable = error.is_retryable();
+    let retry_after = retryable.then_some(1);
+    Verdict { status, code, retryable, without_effect: error.is_without_effect(), retry_after, error: value }
+}
+
+fn transfer_verdict(error: &TransferError) -> Verdict {
+    let (code, value) = typed(error);
+    let verdict = match error {
+        TransferError::NotLeader { .. } | TransferError::Closed => {
+            Verdict::later(StatusCode::SERVICE_UNAVAILABLE, code)
+        }
+        TransferError::TimedOut => Verdict::later(StatusCode::CONFLICT, code),
+        TransferError::NoTarget | TransferError::Replaced => Verdict::refused(StatusCode::CONFLICT, code),
     };
     Verdict { error: value, ..verdict }
 }

@@ -15,6 +15,7 @@ mod error;
 mod extract;
 mod guard;
 mod log;
+mod members;
 mod operations;
 mod proposals;
 mod registry;

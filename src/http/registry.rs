@@ -1,15 +1,16 @@
 //! What the replicated registry of this node holds, and the history of its keys.
 //!
-//! Answers come from the state as applied here, without a round trip; each says how far that was.
+//! Answers are linearizable unless `consistency=stale` is asked for, which costs no round trip; each says how far the state
+//! was that gave it. `min_index` makes a reader wait for what it wrote itself.
 
 use super::Api;
 use super::error::{ApiError, RequestError};
-use super::extract::{At, NoParams, Params};
+use super::extract::{At, Params};
 use super::log::{page_limit, weight};
-use crate::api::{AgentPage, AsOf, ConfigPage, ConfigView, HistoryPage};
+use crate::api::{AgentPage, AsOf, ConfigPage, ConfigView, Consistency, HistoryPage};
 use crate::ids::LogIndex;
 use crate::limits::MAX_PAGE_BYTES;
-use crate::node::{Handle, QueryError};
+use crate::node::{Freshness, Handle, QueryError};
 use crate::registry::{AgentStatus, ConfigRecord, Key, State};
 use axum::extract::State as Shared;
 use axum::response::Response;
@@ -17,11 +18,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 /// Adds to an answer how far the state was that gave it.
-fn as_of<T>(handle: &Handle, look: impl FnOnce(&State) -> T) -> AsOf<T> {
+fn as_of<T>(handle: &Handle, fresh: Freshness, look: impl FnOnce(&State) -> T) -> AsOf<T> {
     let (answer, applied_index) = handle.registry(|state| (look(state), state.applied()));
     // Read after the state, so that it is never less than what was certified of it then.
     let certified_index = handle.status().certified_index;
-    AsOf { answer, applied_index, certified_index }
+    let Freshness { consistency, age_ms } = fresh;
+    AsOf { answer, applied_index, certified_index, consistency, age_ms }
+}
+
+/// How fresh the answer to a read must be.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReadParams {
+    #[serde(default)]
+    consistency: Consistency,
+    #[serde(default)]
+    min_index: LogIndex,
+}
+
+impl Api {
+    /// Waits until this node's state is as fresh as asked.
+    async fn fresh(&self, consistency: Consistency, min_index: LogIndex) -> Result<Freshness, ApiError> {
+        Ok(self.handle.fresh(consistency, min_index).await?)
+    }
 }
 
 fn missing(what: &str, name: &str) -> QueryError {
@@ -31,6 +50,10 @@ fn missing(what: &str, name: &str) -> QueryError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AgentsParams {
+    #[serde(default)]
+    consistency: Consistency,
+    #[serde(default)]
+    min_index: LogIndex,
     capability: Option<String>,
     status: Option<AgentStatus>,
     #[serde(default)]
@@ -40,11 +63,13 @@ pub(super) struct AgentsParams {
 
 pub(super) async fn agents(
     Shared(api): Shared<Api>,
-    Params(AgentsParams { capability, status, offset, limit }): Params<AgentsParams>,
+    Params(params): Params<AgentsParams>,
 ) -> Result<Response, ApiError> {
+    let AgentsParams { consistency, min_index, capability, status, offset, limit } = params;
     let limit = page_limit(limit)?;
+    let fresh = api.fresh(consistency, min_index).await?;
     api.ask(move |handle| {
-        Ok(as_of(handle, |state| {
+        Ok(as_of(handle, fresh, |state| {
             let (agents, next) = page(state.agents(capability.as_deref(), status), offset, limit);
             AgentPage { agents, next }
         }))
@@ -77,10 +102,11 @@ fn page<T: Serialize>(
 pub(super) async fn agent(
     Shared(api): Shared<Api>,
     At(id): At<String>,
-    Params(NoParams {}): Params<NoParams>,
+    Params(ReadParams { consistency, min_index }): Params<ReadParams>,
 ) -> Result<Response, ApiError> {
+    let fresh = api.fresh(consistency, min_index).await?;
     api.ask(move |handle| {
-        as_of(handle, |state| state.agent(&id).cloned()).transpose().ok_or_else(|| missing("agent", &id))
+        as_of(handle, fresh, |state| state.agent(&id).cloned()).transpose().ok_or_else(|| missing("agent", &id))
     })
     .await
 }
@@ -89,6 +115,10 @@ pub(super) async fn agent(
 #[serde(deny_unknown_fields)]
 pub(super) struct HistoryParams {
     #[serde(default)]
+    consistency: Consistency,
+    #[serde(default)]
+    min_index: LogIndex,
+    #[serde(default)]
     from: LogIndex,
     limit: Option<usize>,
 }
@@ -96,15 +126,20 @@ pub(super) struct HistoryParams {
 pub(super) async fn agent_history(
     Shared(api): Shared<Api>,
     At(id): At<String>,
-    Params(HistoryParams { from, limit }): Params<HistoryParams>,
+    Params(HistoryParams { consistency, min_index, from, limit }): Params<HistoryParams>,
 ) -> Result<Response, ApiError> {
     let limit = page_limit(limit)?;
-    api.ask(move |handle| history(handle, Key::Agent(id), from, limit)).await
+    let fresh = api.fresh(consistency, min_index).await?;
+    api.ask(move |handle| history(handle, fresh, Key::Agent(id), from, limit)).await
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ConfigsParams {
+    #[serde(default)]
+    consistency: Consistency,
+    #[serde(default)]
+    min_index: LogIndex,
     #[serde(default)]
     offset: usize,
     limit: Option<usize>,
@@ -112,11 +147,12 @@ pub(super) struct ConfigsParams {
 
 pub(super) async fn configs(
     Shared(api): Shared<Api>,
-    Params(ConfigsParams { offset, limit }): Params<ConfigsParams>,
+    Params(ConfigsParams { consistency, min_index, offset, limit }): Params<ConfigsParams>,
 ) -> Result<Response, ApiError> {
     let limit = page_limit(limit)?;
+    let fresh = api.fresh(consistency, min_index).await?;
     api.ask(move |handle| {
-        Ok(as_of(handle, |state| {
+        Ok(as_of(handle, fresh, |state| {
             let configs = state.configs().map(|(key, record)| Row { key, record });
             let (configs, next) = page(configs, offset, limit);
             ConfigPage { configs, next }
@@ -139,6 +175,10 @@ struct Row<'a> {
 #[serde(deny_unknown_fields)]
 pub(super) struct ConfigParams {
     #[serde(default)]
+    consistency: Consistency,
+    #[serde(default)]
+    min_index: LogIndex,
+    #[serde(default)]
     history: bool,
     from: Option<LogIndex>,
     limit: Option<usize>,
@@ -151,25 +191,35 @@ pub(super) async fn config(
 ) -> Result<Response, ApiError> {
     if params.history {
         let limit = page_limit(params.limit)?;
-        return api.ask(move |handle| history(handle, Key::Config(key), params.from.unwrap_or_default(), limit)).await;
+        let fresh = api.fresh(params.consistency, params.min_index).await?;
+        return api
+            .ask(move |handle| history(handle, fresh, Key::Config(key), params.from.unwrap_or_default(), limit))
+            .await;
     }
     for (field, given) in [("from", params.from.is_some()), ("limit", params.limit.is_some())] {
         if given {
             return Err(RequestError::OnlyWith { field, other: "history=true" }.into());
         }
     }
+    let fresh = api.fresh(params.consistency, params.min_index).await?;
     api.ask(move |handle| {
-        let found = as_of(handle, |state| state.config(&key).cloned());
-        found.transpose().ok_or_else(|| missing("config key", &key)).map(|found| {
-            let AsOf { answer: record, applied_index, certified_index } = found;
-            AsOf { answer: ConfigView { key, record }, applied_index, certified_index }
-        })
+        let found = as_of(handle, fresh, |state| state.config(&key).cloned());
+        found
+            .transpose()
+            .ok_or_else(|| missing("config key", &key))
+            .map(|found| found.map(|record| ConfigView { key, record }))
     })
     .await
 }
 
-fn history(handle: &Handle, key: Key, from: LogIndex, limit: usize) -> Result<AsOf<HistoryPage>, QueryError> {
-    let found = as_of(handle, |state| {
+fn history(
+    handle: &Handle,
+    fresh: Freshness,
+    key: Key,
+    from: LogIndex,
+    limit: usize,
+) -> Result<AsOf<HistoryPage>, QueryError> {
+    let found = as_of(handle, fresh, |state| {
         let all = state.history(&key);
         let rest = all.get(all.partition_point(|index| *index < from)..).unwrap_or_default();
         (!all.is_empty()).then(|| rest.iter().take(limit + 1).copied().collect::<Vec<_>>())
@@ -178,11 +228,10 @@ fn history(handle: &Handle, key: Key, from: LogIndex, limit: usize) -> Result<As
         Key::Agent(name) => ("agent", name),
         Key::Config(name) => ("config key", name),
     };
-    let AsOf { answer: indexes, applied_index, certified_index } =
-        found.transpose().ok_or_else(|| missing(what, &name))?;
+    let mut found = found.transpose().ok_or_else(|| missing(what, &name))?;
     let mut page = HistoryPage { key: name, entries: Vec::new(), next: None };
     let mut bytes = 0;
-    for index in indexes {
+    for index in std::mem::take(&mut found.answer) {
         if page.entries.len() == limit || bytes >= MAX_PAGE_BYTES {
             page.next = Some(index);
             break;
@@ -191,5 +240,5 @@ fn history(handle: &Handle, key: Key, from: LogIndex, limit: usize) -> Result<As
         bytes += weight(&entry);
         page.entries.push(entry);
     }
-    Ok(AsOf { answer: page, applied_index, certified_index })
+    Ok(found.map(|_| page))
 }

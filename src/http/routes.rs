@@ -1,7 +1,7 @@
 //! What there is, and at which path.
 
 use super::error::{ApiError, RequestError};
-use super::{Api, guard, log, operations, proposals, registry, streams};
+use super::{Api, guard, log, members, operations, proposals, registry, streams};
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn;
@@ -28,6 +28,10 @@ fn table() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/v1/registry/agents/{id}/history", get(registry::agent_history)),
         ("/v1/registry/config", get(registry::configs)),
         ("/v1/registry/config/{*key}", get(registry::config)),
+        ("/v1/members", get(members::members).post(members::change)),
+        ("/v1/leadership", post(members::transfer)),
+        ("/v1/key", post(members::make_key)),
+        ("/v1/epochs", get(members::epochs)),
         ("/v1/status", get(operations::status)),
         ("/v1/openapi.json", get(operations::openapi)),
         ("/healthz", get(operations::healthy)),

@@ -1,8 +1,9 @@
 //! The state machine's thread: applies what is committed, in order, and wakes whoever waits for it.
 
+use super::epochs::Epochs;
 use super::mailbox::Mailbox;
 use super::shared::Shared;
-use crate::certificate::{Entry, Kind};
+use crate::certificate::{Entry, Genesis, Kind};
 use crate::ids::{Digest, LogIndex};
 use crate::registry::{Outcome, State};
 use std::sync::Arc;
@@ -15,14 +16,19 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 1024;
 
 /// The replicated state and what applying each entry did.
-#[derive(Default)]
 pub(super) struct Replica {
     pub(super) state: State,
+    pub(super) epochs: Epochs,
     outcomes: Vec<Outcome>,
 }
 
 impl Replica {
+    pub(super) fn new(genesis: &Genesis) -> Self {
+        Self { state: State::default(), epochs: Epochs::new(genesis), outcomes: Vec::new() }
+    }
+
     pub(super) fn apply(&mut self, entry: &Entry) {
+        self.epochs.apply(entry);
         let outcome = self.state.apply(entry);
         self.outcomes.push(outcome);
     }

@@ -4,9 +4,9 @@
 //! never asks it itself: questions wait here until a thread has looked, and until then nothing about the same request and
 //! payload is decided.
 
-use super::owner::{Owner, is_valid};
+use super::executor::{Devices, Executor, Lookup, is_valid};
 use crate::api::VoteError;
-use crate::certificate::Policy;
+use crate::certificate::{Kind, Policy};
 use crate::core::{Ballot, Input};
 use crate::ids::{Digest, ProposalId};
 use std::collections::{BTreeMap, VecDeque};
@@ -14,10 +14,20 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// What an answer is about: request key and content. The same may be asked about under several ids.
-pub(super) type Subject = (Digest, Digest);
+pub type Subject = (Digest, Digest);
+
+/// What a thread found out about a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Looked {
+    /// The answer on record.
+    pub recorded: Option<bool>,
+    /// Of a member table: whether it keeps every rule, proofs of possession included. They cost a pairing each, which is
+    /// why the thread checks them.
+    pub table: bool,
+}
 
 /// Answers on record, as read from the store.
-pub(super) type Records = Vec<(Subject, Option<bool>)>;
+pub type Records = Vec<(Subject, Looked)>;
 
 /// What waits for the record.
 pub(super) enum Question {
@@ -64,15 +74,15 @@ fn subject(ballot: &Ballot) -> Subject {
     (ballot.request.key(), crate::core::content(&ballot.payload))
 }
 
-impl Owner {
+impl<D: Devices> Executor<D> {
     pub(super) fn on_asked(&mut self, ballot: Arc<Ballot>) {
         self.look_up(subject(&ballot), Question::Asked(ballot));
     }
 
     pub(super) fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
-        let policy = self.shared.policy;
+        let policy = self.policy();
         // An application may be faster than the look at the record: its answer then waits behind the question.
-        let open = self.shared.ballot(&id).map(|ballot| subject(&ballot)).or_else(|| self.lookups.subject_of(&id));
+        let open = self.devices.ballot(&id).map(|ballot| subject(&ballot)).or_else(|| self.lookups.subject_of(&id));
         let refusal = match open {
             _ if policy != Policy::Manual => VoteError::NotManual { policy },
             None => VoteError::NoBallot { id },
@@ -84,7 +94,8 @@ impl Owner {
 
     fn look_up(&mut self, subject: Subject, question: Question) {
         if let Some((granted, _)) = self.recent_casts.get(&subject) {
-            return self.answer(question, &subject, Some(*granted));
+            let looked = Looked { recorded: Some(*granted), table: false };
+            return self.answer(question, &subject, looked);
         }
         self.lookups.waiting.entry(subject).or_default().push_back(question);
         self.read_records();
@@ -95,26 +106,26 @@ impl Owner {
             return;
         }
         self.lookups.looking = true;
-        let subjects: Vec<Subject> = self.lookups.waiting.keys().copied().collect();
-        let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
-        tokio::task::spawn_blocking(move || {
-            let read = |subject: Subject| Ok((subject, store.cast_vote(&subject.0, &subject.1)?.map(|c| c.granted)));
-            match subjects.into_iter().map(read).collect::<Result<Records, crate::storage::ReadError>>() {
-                Ok(records) => mailbox.looked(records),
-                Err(why) => mailbox.fail(format!("votes on record cannot be read: {why}")),
-            }
-        });
+        let table = |questions: &VecDeque<Question>| {
+            questions.iter().find_map(|q| match q {
+                Question::Asked(ballot) if ballot.kind == Kind::Epoch => Some(ballot.clone()),
+                _ => None,
+            })
+        };
+        let subjects: Vec<(Subject, Option<Arc<Ballot>>)> =
+            self.lookups.waiting.iter().map(|(subject, questions)| (*subject, table(questions))).collect();
+        self.devices.look_up(Lookup::Records(subjects));
     }
 
     /// What was on record when a thread looked. Between its look and now nothing about these subjects was decided here,
     /// because whatever is decided waits for this.
     pub(super) fn on_records(&mut self, records: Records) {
         self.lookups.looking = false;
-        for (subject, recorded) in records {
+        for (subject, looked) in records {
             while let Some(question) = self.lookups.next(&subject) {
                 // An earlier question of the same subject may have been answered a moment ago.
                 let recent = self.recent_casts.get(&subject).map(|cast| cast.0);
-                self.answer(question, &subject, recent.or(recorded));
+                self.answer(question, &subject, Looked { recorded: recent.or(looked.recorded), ..looked });
                 // Its write is under way, and so remembered, before the next is looked at.
                 self.carry_out();
             }
@@ -122,10 +133,10 @@ impl Owner {
         self.read_records();
     }
 
-    fn answer(&mut self, question: Question, subject: &Subject, recorded: Option<bool>) {
+    fn answer(&mut self, question: Question, subject: &Subject, looked: Looked) {
         match question {
-            Question::Asked(ballot) => self.answer_ballot(ballot, recorded),
-            Question::Vote { id, granted, done } => self.answer_vote(id, granted, done, subject, recorded),
+            Question::Asked(ballot) => self.answer_ballot(ballot, looked),
+            Question::Vote { id, granted, done } => self.answer_vote(id, granted, done, subject, looked.recorded),
         }
     }
 
@@ -133,24 +144,28 @@ impl Owner {
     /// counts too: it stays when this node's is set back. Judged after the record was read, not before: it may go at any
     /// moment.
     fn is_past(&self, ballot: &Ballot) -> bool {
-        ballot.request.deadline_ms < self.shared.clock.now().wall.max(self.core.log_time())
+        ballot.request.deadline_ms < self.devices.now().wall.max(self.core.log_time())
     }
 
-    fn answer_ballot(&mut self, ballot: Arc<Ballot>, recorded: Option<bool>) {
+    fn answer_ballot(&mut self, ballot: Arc<Ballot>, looked: Looked) {
         if self.is_past(&ballot) {
             return;
         }
         let id = ballot.id;
         // An answer is for ever: whoever asks again about the same request and payload gets it again.
-        if let Some(granted) = recorded {
+        if let Some(granted) = looked.recorded {
             return self.feed(Input::Decide { id, granted, on_record: true });
         }
-        let granted = match self.shared.policy {
-            Policy::Auto => is_valid(&ballot.payload),
-            Policy::Rules => is_valid(&ballot.payload) && self.rules.grants(&ballot),
+        let changes_members = ballot.kind == Kind::Epoch;
+        let valid = if changes_members { looked.table } else { is_valid(&ballot.payload) };
+        let granted = match self.policy() {
+            Policy::Auto => valid,
+            // The rules speak of operations on the registry, not of members.
+            Policy::Rules => valid && (changes_members || self.rules.grants(&ballot)),
+            Policy::Manual if !valid => false,
             Policy::Manual => {
-                let until = self.shared.clock.now().mono + ballot.ttl_ms;
-                self.shared.open_ballot(ballot, until);
+                let until = self.devices.now().mono + ballot.ttl_ms;
+                self.devices.open_ballot(ballot, until);
                 return;
             }
         };
@@ -168,12 +183,12 @@ impl Owner {
         recorded: Option<bool>,
     ) {
         // Decided, expired or withdrawn while the record was read?
-        let open = self.shared.ballot(&id).is_some_and(|ballot| !self.is_past(&ballot));
+        let open = self.devices.ballot(&id).is_some_and(|ballot| !self.is_past(&ballot));
         let answer = match recorded {
             _ if !open => Err(VoteError::NoBallot { id }),
             Some(recorded) if recorded != granted => Err(VoteError::AlreadyCast { id, granted: recorded }),
             _ => {
-                self.shared.withdraw(&id);
+                self.devices.withdraw(&id);
                 self.feed(Input::Decide { id, granted, on_record: recorded.is_some() });
                 match (self.core.is_answered(&id), recorded) {
                     // Withdrawn by the core in this very turn.

@@ -2,33 +2,59 @@
 
 use super::mailbox::Mailbox;
 use crate::certificate::{
-    self, Bitmap, CertificateError, ElectionCertificate, Half, HeadCertificate, KeyError, PublicKey, SecretKey,
-    Signature, SignedFor, TableInForce, Tally, TallySide,
+    self, Bitmap, CertificateError, ElectionCertificate, Entry, EpochChain, Half, HeadCertificate, KeyError, Kind,
+    MemberTable, PublicKey, SecretKey, Signature, SignedFor, TableInForce, Tally, TallySide,
 };
-use crate::core::{Crypto, Input};
+use crate::core::{Crypto, Input, Tables};
 use crate::ids::{Digest, NodeId};
 use crate::limits::{MAX_BALLOTS, MAX_MEMBERS};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 
 /// Jobs that may wait. The core has at most one job of a kind under way for each peer, and one for each voter of each
 /// ballot, so this is never reached unless that bound is broken.
 const MAX_WAITING: usize = MAX_BALLOTS * (MAX_MEMBERS + 2) + 16 * MAX_MEMBERS;
 
-/// Does what [`Crypto`] asks, with one member's key and the tables in force.
+/// Does what [`Crypto`] asks, with one member's keys. What to verify against comes with each job.
 pub struct Signer {
-    id: NodeId,
-    genesis_id: Digest,
-    key: SecretKey,
-    tables: Vec<TableInForce>,
+    /// The first, and the one that is to replace it.
+    keys: RwLock<Vec<Arc<SecretKey>>>,
 }
 
 impl Signer {
-    /// A signer for one member.
+    /// A signer with the keys of one store.
     #[must_use]
-    pub fn new(id: NodeId, genesis_id: Digest, key: SecretKey, tables: Vec<TableInForce>) -> Self {
-        Self { id, genesis_id, key, tables }
+    pub fn new(keys: Vec<SecretKey>) -> Self {
+        Self { keys: RwLock::new(keys.into_iter().map(Arc::new).collect()) }
+    }
+
+    fn keys(&self) -> RwLockReadGuard<'_, Vec<Arc<SecretKey>>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces all keys.
+    pub fn set_keys(&self, keys: Vec<Arc<SecretKey>>) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// Keeps a key beside the first one; an earlier second one is forgotten.
+    pub fn set_second_key(&self, key: Arc<SecretKey>) {
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.truncate(1);
+        keys.push(key);
+    }
+
+    /// The key beside the first one.
+    #[must_use]
+    pub fn second_key(&self) -> Option<Arc<SecretKey>> {
+        self.keys().get(1).cloned()
+    }
+
+    /// The public keys.
+    #[must_use]
+    pub fn public_keys(&self) -> Vec<PublicKey> {
+        self.keys().iter().map(|k| k.public()).collect()
     }
 
     /// Executes one job. `None`: what was to be verified does not verify, and there is nothing to tell the core.
@@ -38,129 +64,134 @@ impl Signer {
             Crypto::SignElection { claim, under } => {
                 Input::VoteSigned { claim, signatures: self.sign_all(&under, |u| claim.signed_bytes(u)) }
             }
-            Crypto::VerifyElection { from, claim, signatures } => {
-                self.verify_all(&from, &signatures, |u| claim.signed_bytes(u))?;
+            Crypto::VerifyElection { from, claim, signatures, tables } => {
+                verify_all(&from, &signatures, &tables, |u| claim.signed_bytes(u))?;
                 Input::VoteVerified { from, claim, signatures }
             }
-            Crypto::CertifyElection { claim, signatures } => {
-                let halves = self.halves(&signatures)?;
+            Crypto::CertifyElection { claim, signatures, tables } => {
+                let halves = halves(&signatures, &tables)?;
                 Input::ElectionCertified { certificate: Arc::new(ElectionCertificate { claim, halves }) }
             }
-            Crypto::VerifyElectionCertificate { certificate } => {
-                let valid = self
-                    .check("election certificate", |current, next| certificate.verify(&self.genesis_id, current, next));
-                Input::LeaderProved { certificate, valid }
+            Crypto::VerifyElectionCertificate { certificate, tables } => {
+                let verdict = certificate.verify(tables.genesis_id(), tables.current(), tables.next());
+                Input::LeaderProved { valid: holds("election certificate", verdict), certificate }
+            }
+            Crypto::VerifyEpochs { genesis_id, base, chain, in_flight } => {
+                verify_epochs(&genesis_id, &base, &chain, in_flight.as_deref())?
             }
             Crypto::SignHead { head, under } => {
                 Input::HeadSigned { head, signatures: self.sign_all(&under, |u| head.signed_bytes(u)) }
             }
-            Crypto::VerifyShare { from, head, signatures } => {
-                self.verify_all(&from, &signatures, |u| head.signed_bytes(u))?;
+            Crypto::VerifyShare { from, head, signatures, tables } => {
+                verify_all(&from, &signatures, &tables, |u| head.signed_bytes(u))?;
                 Input::ShareVerified { from, head, signatures }
             }
-            Crypto::CertifyHead { head, signatures } => {
-                let halves = self.halves(&signatures)?;
+            Crypto::CertifyHead { head, signatures, tables } => {
+                let halves = halves(&signatures, &tables)?;
                 Input::HeadCertified { certificate: Arc::new(HeadCertificate { head, halves }) }
             }
-            Crypto::VerifyCertificate { certificate } => {
-                let valid =
-                    self.check("head certificate", |current, next| certificate.verify(&self.genesis_id, current, next));
-                Input::CertificateVerified { certificate, valid }
+            Crypto::VerifyCertificate { certificate, tables } => {
+                let verdict = certificate.verify(tables.genesis_id(), tables.current(), tables.next());
+                Input::CertificateVerified { valid: holds("head certificate", verdict), certificate }
             }
-            Crypto::SignVote { id, statement, under } => {
-                let signature = self.key.sign(&statement.signed_bytes(&under));
+            Crypto::SignVote { id, statement, under, key } => {
+                let signature = self.sign(&key, &statement.signed_bytes(&under))?;
                 Input::BallotSigned { id, statement, under, signature }
             }
-            Crypto::VerifyVote { from, id, statement, under, signature } => {
-                self.verify_all(&from, &[(under, signature)], |u| statement.signed_bytes(u))?;
-                Input::BallotVerified { from, id, statement, signature }
+            Crypto::VerifyVote { from, id, statement, under, signature, table } => {
+                verify(&from, &table, &statement.signed_bytes(&under), &signature)?;
+                Input::BallotVerified { from, id, statement, under, signature }
             }
-            Crypto::Tally { id, grants, denials } => {
-                Input::Tallied { id, tally: Tally { grants: self.side(&grants)?, denials: self.side(&denials)? } }
+            Crypto::Tally { id, grants, denials, table } => {
+                let tally = Tally { grants: side(&grants, &table)?, denials: side(&denials, &table)? };
+                Input::Tallied { id, tally, epoch: table.epoch }
             }
         })
     }
 
-    fn sign_all(&self, under: &[SignedFor], bytes: impl Fn(&SignedFor) -> Vec<u8>) -> Vec<(SignedFor, Signature)> {
-        under.iter().filter(|u| self.key_of(&self.id, u).is_some()).map(|u| (*u, self.key.sign(&bytes(u)))).collect()
+    fn sign(&self, key: &PublicKey, bytes: &[u8]) -> Option<Signature> {
+        let keys = self.keys();
+        let key = keys.iter().find(|k| k.public() == *key).cloned()?;
+        drop(keys);
+        Some(key.sign(bytes))
     }
 
-    fn table(&self, under: &SignedFor) -> Option<&TableInForce> {
-        self.tables.iter().find(|t| t.epoch == under.epoch && t.epoch_hash == under.epoch_hash)
-    }
-
-    fn key_of(&self, id: &NodeId, under: &SignedFor) -> Option<PublicKey> {
-        let table = self.table(under).filter(|_| under.genesis_id == self.genesis_id)?;
-        table.table.voter_position(id)?;
-        table.table.get(id).map(|m| m.bls_key)
-    }
-
-    fn verify_all(
+    fn sign_all(
         &self,
-        from: &NodeId,
-        signatures: &[(SignedFor, Signature)],
+        under: &[(SignedFor, PublicKey)],
         bytes: impl Fn(&SignedFor) -> Vec<u8>,
-    ) -> Option<()> {
-        for (under, signature) in signatures {
-            let verdict = match self.key_of(from, under) {
-                None => Err(KeyError::Unverified),
-                Some(key) => key.verify(&bytes(under), signature),
-            };
-            if let Err(why) = verdict {
-                tracing::warn!(%from, %why, "a member's signature does not verify; it is not counted");
-                return None;
-            }
-        }
-        Some(())
+    ) -> Vec<(SignedFor, Signature)> {
+        under.iter().filter_map(|(u, key)| Some((*u, self.sign(key, &bytes(u))?))).collect()
     }
+}
 
-    fn check(
-        &self,
-        what: &str,
-        verify: impl Fn(&TableInForce, Option<&TableInForce>) -> Result<(), CertificateError>,
-    ) -> bool {
-        let Some(current) = self.tables.first() else { return false };
-        match verify(current, self.tables.get(1)) {
-            Ok(()) => true,
-            Err(why) => {
-                tracing::warn!(%why, "a {what} does not verify; it is ignored");
-                false
-            }
-        }
+fn holds(what: &str, verdict: Result<(), CertificateError>) -> bool {
+    if let Err(why) = &verdict {
+        tracing::warn!(%why, "a {what} does not verify; it is ignored");
     }
+    verdict.is_ok()
+}
 
-    fn halves(&self, signatures: &[(SignedFor, Vec<(NodeId, Signature)>)]) -> Option<Vec<Half>> {
-        signatures
-            .iter()
-            .map(|(under, shares)| {
-                let side = self.side_under(under, shares)?;
-                Some(Half {
-                    epoch: under.epoch,
-                    epoch_hash: under.epoch_hash,
-                    signers: side.members,
-                    aggregate: side.aggregate?,
-                })
-            })
-            .collect()
+fn verify(from: &NodeId, table: &TableInForce, bytes: &[u8], signature: &Signature) -> Option<()> {
+    let key = table.table.get(from).filter(|_| table.table.voter_position(from).is_some()).map(|m| m.bls_key);
+    let verdict = key.map_or(Err(KeyError::Unverified), |key| key.verify(bytes, signature));
+    if let Err(why) = &verdict {
+        tracing::warn!(%from, %why, "a member's signature does not verify; it is not counted");
     }
+    verdict.ok()
+}
 
-    fn side(&self, votes: &[(NodeId, Signature)]) -> Option<TallySide> {
-        let current = self.tables.first()?;
-        let under = SignedFor { genesis_id: self.genesis_id, epoch: current.epoch, epoch_hash: current.epoch_hash };
-        self.side_under(&under, votes)
-    }
+fn verify_all(
+    from: &NodeId,
+    signatures: &[(SignedFor, Signature)],
+    tables: &Tables,
+    bytes: impl Fn(&SignedFor) -> Vec<u8>,
+) -> Option<()> {
+    signatures.iter().try_for_each(|(under, s)| verify(from, tables.signing(under)?, &bytes(under), s))
+}
 
-    fn side_under(&self, under: &SignedFor, votes: &[(NodeId, Signature)]) -> Option<TallySide> {
-        let table = &self.table(under)?.table;
-        let positions: Vec<usize> = votes.iter().filter_map(|v| table.voter_position(&v.0)).collect();
-        let members = Bitmap::of(table.voters().count(), positions);
-        let signatures: Vec<Signature> = votes.iter().map(|v| v.1).collect();
-        let aggregate = match signatures.as_slice() {
-            [] => None,
-            all => Some(certificate::aggregate(all).ok()?),
-        };
-        Some(TallySide { members, aggregate })
-    }
+fn halves(signatures: &[(SignedFor, Vec<(NodeId, Signature)>)], tables: &Tables) -> Option<Vec<Half>> {
+    let half = |(under, shares): &(SignedFor, Vec<(NodeId, Signature)>)| {
+        let TallySide { members: signers, aggregate } = side(shares, tables.signing(under)?)?;
+        Some(Half { epoch: under.epoch, epoch_hash: under.epoch_hash, signers, aggregate: aggregate? })
+    };
+    signatures.iter().map(half).collect()
+}
+
+fn side(votes: &[(NodeId, Signature)], table: &TableInForce) -> Option<TallySide> {
+    let table = &table.table;
+    let positions: Vec<usize> = votes.iter().filter_map(|v| table.voter_position(&v.0)).collect();
+    let members = Bitmap::of(table.voters().count(), positions);
+    let signatures: Vec<Signature> = votes.iter().map(|v| v.1).collect();
+    let aggregate = match signatures.as_slice() {
+        [] => None,
+        all => Some(certificate::aggregate(all).ok()?),
+    };
+    Some(TallySide { members, aggregate })
+}
+
+/// Membership changes that follow on a table, and the one in flight after them (of which only the proofs of possession
+/// are verified here: an election certificate under it proves the rest).
+fn verify_epochs(
+    genesis_id: &Digest,
+    base: &TableInForce,
+    chain: &EpochChain,
+    in_flight: Option<&Entry>,
+) -> Option<Input> {
+    let ignored = |why: &dyn std::fmt::Display| tracing::warn!(%why, "proofs of membership changes are wrong; ignored");
+    let tables = chain.follow(genesis_id, base.clone()).inspect_err(|e| ignored(e)).ok()?;
+    let last = tables.last()?.clone();
+    let next = |entry: &Entry| {
+        let table = MemberTable::decode(&entry.body.payload).inspect_err(|e| ignored(e)).ok()?;
+        let (epoch, epoch_hash) = (last.epoch.next(), entry.header.leaf_hash());
+        let fits = entry.header.kind == Kind::Epoch && entry.header.epoch == last.epoch;
+        fits.then(|| Arc::new(TableInForce { epoch, epoch_hash, table, rule: last.rule }))
+    };
+    let in_flight = match in_flight {
+        None => None,
+        Some(entry) => Some(next(entry)?),
+    };
+    Some(Input::EpochsVerified { tables: tables.into_iter().skip(1).map(Arc::new).collect(), in_flight })
 }
 
 /// Waiting jobs: elections and heads before ballots, so that no flood of ballots delays a certificate.
@@ -184,8 +215,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn start(threads: usize, signer: Signer, mailbox: &Arc<Mailbox>) -> std::io::Result<Self> {
-        let (queue, signer) = (Arc::new(Queue::default()), Arc::new(signer));
+    pub(super) fn start(threads: usize, signer: &Arc<Signer>, mailbox: &Arc<Mailbox>) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
         let threads = (0..threads)
             .map(|n| {
                 let (queue, signer, mailbox) = (queue.clone(), signer.clone(), mailbox.clone());

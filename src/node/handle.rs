@@ -2,7 +2,7 @@
 
 use super::Ended;
 use super::clock::wall_ms;
-use super::owner::Event;
+use super::executor::Event;
 use super::shared::Shared;
 use crate::api::{OpenBallot, ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait};
 use crate::certificate::{Genesis, Request};
@@ -187,7 +187,8 @@ impl Handle {
         if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms) {
             return Err(ProposeError::InvalidTtl);
         }
-        let now = wall_ms();
+        // Requests are judged by the log's clock, which stays when this node's is set back.
+        let now = wall_ms().max(self.shared.view().log_time);
         // An unnamed request can only be repeated by this node, and only while it lives.
         let horizon = if request_id.is_some() { DEFAULT_REQUEST_HORIZON_MS } else { ttl_ms + UNNAMED_HORIZON_MS };
         let deadline_ms = deadline_ms.unwrap_or(now + horizon);
@@ -206,8 +207,10 @@ impl Handle {
             return Err(ProposeError::RequestExpired);
         }
         if let Some(required) = required_quorum {
-            let least = u16::try_from(self.shared.table.quorum()).unwrap_or(u16::MAX);
-            let most = u16::try_from(self.shared.table.table.voters().count()).unwrap_or(u16::MAX);
+            let tables = self.shared.tables();
+            let current = tables.current();
+            let least = u16::try_from(current.quorum()).unwrap_or(u16::MAX);
+            let most = u16::try_from(current.table.voters().count()).unwrap_or(u16::MAX);
             if !(least..=most).contains(&required) {
                 return Err(ProposeError::InvalidQuorum { least, most });
             }
@@ -262,8 +265,8 @@ impl Handle {
         telemetry.set_log_index(Position::Committed, view.committed.0);
         telemetry.set_log_index(Position::Applied, shared.applied.borrow().0);
         telemetry.set_log_index(Position::Certified, shared.certified_size());
-        for member in shared.table.table.members().iter().filter(|m| m.did != shared.id) {
-            telemetry.set_peer_connected(member.did, shared.transport.connected(&member.did));
+        for member in shared.tables().members().into_iter().filter(|m| *m != shared.id) {
+            telemetry.set_peer_connected(member, shared.transport.connected(&member));
         }
         self.shared.telemetry.render()
     }
@@ -297,7 +300,7 @@ impl Handle {
     }
 }
 
-fn random<const N: usize>() -> [u8; N] {
+pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rngs::OsRng.try_fill_bytes(&mut bytes).expect("the operating system has randomness");
     bytes

@@ -2,6 +2,7 @@
 //! that the core has asked for, and a full channel back to the owner could lock it against its own helpers.
 
 use super::ballots::Records;
+use super::executor::Mail;
 use crate::core::Input;
 use crate::ids::LogIndex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,17 +18,6 @@ pub(super) struct Mailbox {
     records: Mutex<Option<Records>>,
     failure: Mutex<Option<String>>,
     wake: Notify,
-}
-
-/// What came in since the last look.
-#[derive(Debug, Default)]
-pub(super) struct Mail {
-    pub(super) inputs: Vec<Input>,
-    pub(super) persisted: u64,
-    pub(super) applied: LogIndex,
-    /// One look at a time is under way.
-    pub(super) records: Option<Records>,
-    pub(super) failure: Option<String>,
 }
 
 impl Mailbox {

@@ -8,8 +8,12 @@ pub mod clock;
 mod consensus;
 mod crypto;
 mod delivered;
+mod epochs;
+pub mod executor;
 mod handle;
 mod mailbox;
+mod members;
+mod membership;
 mod owner;
 mod pending;
 mod queries;
@@ -18,9 +22,10 @@ mod streams;
 
 pub use crypto::Signer;
 pub use handle::Handle;
+pub use members::Freshness;
 pub use queries::QueryError;
 
-use crate::certificate::{Genesis, PublicKey};
+use crate::certificate::{CertificateError, EpochChain, Genesis, PublicKey, TableInForce};
 use crate::config::Config;
 use crate::core::{self, Core};
 use crate::ids::{LogIndex, NodeId};
@@ -31,16 +36,13 @@ use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
 use applied::{Applier, Replica};
-use ballots::Lookups;
-use certifying::Certifying;
 use clock::Clock;
 use crypto::Pool;
-use delivered::Delivered;
+use executor::{Executor, Settings};
 use mailbox::Mailbox;
-use owner::Owner;
+use owner::{Machine, Owner};
 use rand::TryRngCore;
 use shared::{Parts, Shared};
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,6 +64,10 @@ pub struct Options {
     pub http: Option<String>,
     /// Everything tunable.
     pub config: Config,
+    /// Start although no member table names this store's key: it waits to be admitted.
+    pub join: bool,
+    /// Membership changes since the genesis, for a node that would otherwise know nobody who is still a member.
+    pub epochs: EpochChain,
 }
 
 /// How a node ended.
@@ -124,6 +130,9 @@ pub enum StartError {
     /// Threads.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
+    /// The proofs of membership changes given.
+    #[error("the proofs of membership changes do not follow from the genesis: {0}")]
+    Epochs(Box<CertificateError>),
     /// The log contains an entry that the state machine cannot follow.
     #[error("the store's log has no entry {0}, which its newest certificate covers")]
     Gap(LogIndex),
@@ -134,33 +143,36 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; nothing runs then.
 pub async fn start(options: Options) -> Result<Handle, StartError> {
-    let Options { data, genesis, listen, http, config } = options;
+    let Options { data, genesis, listen, http, config, join, epochs } = options;
     let identity = Identity::load(&data.join(transport::IDENTITY_FILE))?;
     let (store, recovered, replica) = open(data, genesis.clone()).await?;
     let id = identity.did();
     if recovered.did != id {
         return Err(StartError::ForeignStore { identity: id, store: recovered.did });
     }
-    let row =
-        genesis.table.get(&id).ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?.clone();
-    let own_key = recovered.bls.public();
-    if row.bls_key != own_key {
-        return Err(StartError::ForeignKey { id, genesis: Box::new(row.bls_key), store: Box::new(own_key) });
+    let ahead = verify_epochs(epochs, &genesis).await?;
+    if !join && recovered.last_index == LogIndex::ZERO {
+        // A store that has seen nothing yet must be one that the genesis names, or somebody mixed up files.
+        let row = genesis.table.get(&id).ok_or_else(|| StartError::NotAMember { id, cluster: genesis.name.clone() })?;
+        let own_key = recovered.bls.public();
+        if row.bls_key != own_key {
+            return Err(StartError::ForeignKey { id, genesis: Box::new(row.bls_key), store: Box::new(own_key) });
+        }
     }
 
     let clock = Clock::start();
     let peers = genesis.table.members().iter().filter(|m| m.did != id);
-    let peers: Vec<Peer> = peers.map(|m| Peer { id: m.did, address: m.address.clone() }).collect();
+    let peers: Vec<Peer> = peers.map(|m| Peer { id: m.did, address: m.address.clone(), former: false }).collect();
     let telemetry = Telemetry::new(peers.iter().map(|p| p.id));
     let hello = Frame::Hello { http: http.clone(), version: env!("CARGO_PKG_VERSION").into() };
     let (transport, incoming) = Transport::bind(&identity, listen, peers, hello, transport::Options::default()).await?;
     let (events_in, events) = mpsc::channel(EVENTS);
+    let signer = Arc::new(Signer::new(std::iter::once(recovered.bls).chain(recovered.next_bls).collect()));
     let shared = Arc::new(Shared::new(Parts {
         id,
         genesis: genesis.clone(),
-        policy: row.policy,
-        forward: config.http.forward,
         store: store.clone(),
+        signer: signer.clone(),
         transport,
         telemetry,
         clock,
@@ -171,9 +183,8 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     }));
 
     let mailbox = Arc::new(Mailbox::default());
-    let signer = Signer::new(id, genesis.id(), recovered.bls, vec![genesis.in_force()]);
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
-    let pool = Pool::start(threads, signer, &mailbox)?;
+    let pool = Pool::start(threads, &signer, &mailbox)?;
     let applier = Applier::start(shared.clone(), mailbox.clone())?;
     let completed = mailbox.clone();
     let committer = store.start(move |result| match result {
@@ -182,36 +193,24 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     });
     let applied = *shared.applied.borrow();
     let core = Core::new(id, &genesis, recovered.restored, core_options(&config), clock.now());
-    let owner = Owner {
-        core,
-        shared: shared.clone(),
-        mailbox,
-        committer,
-        pool,
-        applier,
-        rules: config.rules,
-        max_pending: config.limits.pending,
-        events,
-        incoming,
-        pending: BTreeMap::new(),
-        delivered: Delivered::default(),
-        certifying: Certifying::default(),
-        origins: BTreeMap::new(),
-        next_handle: 1,
-        retry_at: 0,
-        recent_casts: HashMap::new(),
-        lookups: Lookups::default(),
-        cast_waiters: HashMap::new(),
-        cast_writes: Vec::new(),
-        persisted: 0,
-        writing: VecDeque::new(),
-        applied,
-        role: core::Role::Follower,
-        stop: None,
-    };
-    owner.publish();
+    let machine = Machine { shared: shared.clone(), mailbox: mailbox.clone(), committer, pool, applier, clock };
+    let settings = Settings { rules: config.rules, max_pending: config.limits.pending, forward: config.http.forward };
+    let mut executor = Executor::new(id, core, machine, settings, applied);
+    executor.show();
+    let owner = Owner { executor, mailbox, clock, events, incoming };
     tokio::spawn(supervise(owner, shared.clone()));
-    Ok(Handle::new(shared))
+    let handle = Handle::new(shared);
+    if !ahead.is_empty() {
+        handle.learn_epochs(ahead).await;
+    }
+    Ok(handle)
+}
+
+/// The tables that a chain proves, without the genesis'.
+async fn verify_epochs(epochs: EpochChain, genesis: &Genesis) -> Result<Vec<TableInForce>, StartError> {
+    let genesis = genesis.clone();
+    let verified = tokio::task::spawn_blocking(move || epochs.verify(&genesis)).await.map_err(std::io::Error::other)?;
+    Ok(verified.map_err(|why| StartError::Epochs(Box::new(why)))?.split_off(1))
 }
 
 /// A broken invariant must stop the node for all to see, not leave it standing with its owner loop gone.
@@ -230,7 +229,7 @@ async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage:
         let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(|e| StartError::Open(Box::new(e)))?;
         store.pin_genesis(&genesis).map_err(|e| StartError::Pin(Box::new(e)))?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
-        let mut replica = Replica::default();
+        let mut replica = Replica::new(&genesis);
         let mut next = LogIndex(1);
         while next <= certified {
             let entries = store.read(next, certified, MAX_APPEND_BYTES)?;

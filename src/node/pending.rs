@@ -1,7 +1,7 @@
 //! Proposals that came in here and are not decided: routed to the leader, again when it changes, until their time to
 //! live is over.
 
-use super::owner::{Owner, RETRY, is_valid, refusal};
+use super::executor::{Devices, Executor, Observed, RETRY, is_valid, refusal};
 use crate::api::ProposeError;
 use crate::core::{Admission, Input, Submission, content};
 use crate::ids::{Digest, NodeId, ProposalId};
@@ -62,7 +62,7 @@ pub(super) enum Origin {
     Peer { from: NodeId, handle: u64 },
 }
 
-impl Owner {
+impl<D: Devices> Executor<D> {
     pub(super) fn on_submit(
         &mut self,
         submission: Submission,
@@ -88,15 +88,15 @@ impl Owner {
         if full {
             return tell(&mut vec![taken], &Err(ProposeError::Backpressure));
         }
-        if !self.shared.forward && self.core.leader() != Some(self.shared.id) {
+        if !self.forward && self.core.leader() != Some(self.id) {
             let leader = self.core.leader();
-            let address = leader.and_then(|l| self.shared.http_address(&l));
+            let address = leader.and_then(|l| self.devices.http_address(&l));
             return tell(&mut vec![taken], &Err(ProposeError::NotLeader { leader, address }));
         }
-        let now = self.shared.clock.now().mono;
+        let now = self.devices.now().mono;
         let pending = Pending {
             expires: now + submission.ttl_ms,
-            since: self.shared.clock.elapsed(),
+            since: self.devices.elapsed(),
             submission,
             id: None,
             taken: false,
@@ -128,7 +128,7 @@ impl Owner {
         for key in over {
             if let Some(pending) = self.pending.remove(&key) {
                 self.origins.remove(&pending.handle);
-                self.shared.telemetry.proposal(crate::telemetry::Outcome::Expired);
+                self.devices.observe(Observed::Proposal(crate::telemetry::Outcome::Expired));
                 pending.tell(Err(ProposeError::Unavailable));
             }
         }
@@ -142,7 +142,7 @@ impl Owner {
     fn route(&mut self, key: Digest, now: u64) {
         let Some(leader) = self.core.leader() else { return };
         // Applied meanwhile: its waiters are told by the state machine.
-        if self.shared.replica().state.answered(&key).is_some() {
+        if self.devices.answered(&key).is_some() {
             if let Some(pending) = self.pending.remove(&key) {
                 self.origins.remove(&pending.handle);
             }
@@ -156,12 +156,12 @@ impl Owner {
         pending.routed = Some(now);
         let submission =
             Submission { ttl_ms: pending.expires.saturating_sub(now).max(1), ..pending.submission.clone() };
-        if leader == self.shared.id {
+        if leader == self.id {
             self.origins.insert(handle, Origin::Own(key));
             self.feed(Input::Submit { handle, submission });
         } else {
             self.origins.insert(handle, Origin::Forwarded { key, to: leader });
-            self.shared.transport.send(leader, Frame::Submit { handle, submission });
+            self.devices.send(leader, Frame::Submit { handle, submission });
         }
     }
 
@@ -176,20 +176,14 @@ impl Owner {
             tracing::warn!(%from, "a member forwards a proposal that it should have refused; it is ignored");
             return;
         }
-        let known = {
-            let replica = self.shared.replica();
-            let key = submission.request.key();
-            match replica.state.answered(&key) {
-                Some(first) if first.may_be(&content(&submission.payload)) => {
-                    Some(Admission::Duplicate { id: first.id })
-                }
-                Some(_) => Some(Admission::RequestIdReused),
-                None if replica.state.requests_len() >= MAX_REQUESTS => Some(Admission::Backpressure),
-                None => None,
-            }
+        let known = match self.devices.answered(&submission.request.key()) {
+            Some(first) if first.may_be(&content(&submission.payload)) => Some(Admission::Duplicate { id: first.id }),
+            Some(_) => Some(Admission::RequestIdReused),
+            None if self.devices.requests_len() >= MAX_REQUESTS => Some(Admission::Backpressure),
+            None => None,
         };
         if let Some(admission) = known {
-            self.shared.transport.send(from, Frame::Submitted { handle: theirs, admission });
+            self.devices.send(from, Frame::Submitted { handle: theirs, admission });
             return;
         }
         let handle = self.next_handle;
@@ -202,7 +196,7 @@ impl Owner {
         let key = match self.origins.remove(&handle) {
             None => return,
             Some(Origin::Peer { from, handle }) => {
-                self.shared.transport.send(from, Frame::Submitted { handle, admission });
+                self.devices.send(from, Frame::Submitted { handle, admission });
                 return;
             }
             Some(Origin::Own(key) | Origin::Forwarded { key, .. }) => key,

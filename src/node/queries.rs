@@ -1,12 +1,16 @@
 //! Questions about the log, its certificates and the node itself.
 
+use super::epochs::epoch_of;
 use super::handle::Handle;
 use super::shared::json;
 use crate::api::{
-    CertificatePage, ConsensusSnapshot, EntryPage, EntryView, MemberStatus, ProposalState, ProposalStatus, Status,
+    CertificatePage, ConsensusSnapshot, EntryPage, EntryView, MemberStatus, ProposalState, ProposalStatus, Standing,
+    Status,
 };
-use crate::certificate::{CommitCertificate, Entry, EpochChain, HeadCertificate, Kind, Receipt, Request};
-use crate::ids::{LogIndex, NodeId, ProposalId};
+use crate::certificate::{
+    CommitCertificate, Entry, EpochChain, HeadCertificate, Kind, Receipt, Request, Role as MemberRole,
+};
+use crate::ids::{Epoch, LogIndex, NodeId, ProposalId};
 use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
 use crate::storage::ReadError;
 use base64::Engine as _;
@@ -35,7 +39,7 @@ pub enum QueryError {
     Store(#[from] ReadError),
 }
 
-fn not_found(what: impl std::fmt::Display) -> QueryError {
+pub(super) fn not_found(what: impl std::fmt::Display) -> QueryError {
     QueryError::NotFound { what: what.to_string() }
 }
 
@@ -124,11 +128,15 @@ impl Handle {
     /// [`QueryError`].
     pub fn receipt(&self, index: LogIndex) -> Result<Receipt, QueryError> {
         let entry = self.committed_entry(index)?;
-        let certificate = self.certificate_for(index)?;
+        let certificate = self.certificate_for(&entry)?;
         let size = certificate.head.size;
         let last_header =
             self.shared.store.header(LogIndex(size))?.ok_or_else(|| not_found(format!("entry {size}")))?;
         let store = &self.shared.store;
+        // As many changes as the head's tables take; of one in flight, the head itself is the joint certificate.
+        let upto = Epoch(last_header.epoch.0 + u64::from(certificate.halves.len() > 1));
+        let outline = self.shared.replica().epochs.chain(Epoch::ZERO, upto, Some(&certificate));
+        let chain = outline.prove(store, usize::MAX)?;
         Ok(Receipt {
             header: entry.header.clone(),
             body: Some(entry.body.clone()),
@@ -136,7 +144,7 @@ impl Handle {
             certificate: (*certificate).clone(),
             last_header,
             last_path: store.inclusion_path(size - 1, size)?,
-            chain: EpochChain::default(),
+            chain,
         })
     }
 
@@ -151,43 +159,45 @@ impl Handle {
 
     /// The smallest head certificate that covers an entry, of those that are announced: durable, and within what is
     /// applied (and so indexed) here.
-    fn certificate_for(&self, index: LogIndex) -> Result<Arc<HeadCertificate>, QueryError> {
+    fn certificate_for(&self, entry: &Entry) -> Result<Arc<HeadCertificate>, QueryError> {
+        let index = entry.index();
         let certified = LogIndex(self.shared.certified_size());
         // The store may hold one more, whose write is not durable yet.
         let shown = self.shared.store.certificate_covering(index)?.filter(|c| c.head.size <= certified.0);
-        shown.ok_or(QueryError::NotCertified { index, certified })
+        let shown = shown.ok_or(QueryError::NotCertified { index, certified })?;
+        // What was granted by signing is proved by its own epoch's members only. A node that joined later holds no
+        // certificate of that epoch but the one that closed it, which stands in the log.
+        let epoch = entry.header.epoch;
+        if epoch_of(&shown) == epoch {
+            return Ok(shown);
+        }
+        let closing = self.shared.replica().epochs.closing(epoch).filter(|c| c.head.size >= index.0).cloned();
+        Ok(closing.map_or(shown, Arc::new))
     }
 
     /// What proves one entry, without the parts that only a receipt needs. Blocking.
     pub(super) fn commit_certificate(&self, entry: &Entry) -> Result<CommitCertificate, QueryError> {
-        let certificate = self.certificate_for(entry.index())?;
+        let certificate = self.certificate_for(entry)?;
         let size = certificate.head.size;
         let last = self.shared.store.header(LogIndex(size))?.ok_or_else(|| not_found(format!("entry {size}")))?;
-        let granted = entry.header.tally.as_ref().and_then(|t| Some((&t.grants.members, t.grants.aggregate?)));
-        let half = certificate.halves.first().ok_or_else(|| not_found("a half of the certificate"))?;
-        // After a ballot the grants prove consent; on the fast path the head's signatures are the grants.
-        let (members, threshold_sig) = match granted {
-            Some((members, aggregate)) if entry.header.kind == Kind::Proposal => (members, aggregate),
-            _ => (&half.signers, half.aggregate),
-        };
-        let signers = self
-            .shared
-            .table
-            .table
-            .voters()
-            .enumerate()
-            .filter(|(position, _)| members.contains(*position))
-            .map(|(_, member)| member.did)
-            .collect();
-        Ok(CommitCertificate {
-            proposal_id: entry.header.proposal_id,
-            index: entry.index(),
-            committed_at: last.proposed_at,
-            signers,
-            threshold_sig,
-            path: self.shared.store.inclusion_path(entry.index().0 - 1, size)?,
-            head: (*certificate).clone(),
-        })
+        let path = self.shared.store.inclusion_path(entry.index().0 - 1, size)?;
+        let replica = self.shared.replica();
+        let table = |epoch| replica.epochs.table(epoch).ok_or_else(|| not_found(format!("the table of epoch {epoch}")));
+        let (own, current) = (table(entry.header.epoch)?, table(epoch_of(&certificate))?);
+        let head = (*certificate).clone();
+        CommitCertificate::assemble(&entry.header, own, last.proposed_at, head, current, path)
+            .ok_or_else(|| not_found("a half of the certificate"))
+    }
+
+    /// The proofs of the membership changes above an epoch, at most one message full. Blocking.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn epoch_chain(&self, above: Epoch) -> Result<EpochChain, QueryError> {
+        let replica = self.shared.replica();
+        let outline = replica.epochs.chain(above, replica.epochs.proved(), None);
+        drop(replica);
+        outline.prove(&self.shared.store, MAX_APPEND_BYTES)
     }
 
     /// Head certificates of sizes above `above`, ascending. Blocking.
@@ -207,7 +217,7 @@ impl Handle {
     #[must_use]
     pub fn consensus_snapshot(&self) -> ConsensusSnapshot {
         let view = self.shared.view();
-        let known = self.shared.table.table.members().iter().map(|m| m.did).filter(|d| *d != self.shared.id);
+        let known = self.shared.tables().members().into_iter().filter(|d| *d != self.shared.id);
         let (committed_count, aborted_count) = self.registry(|state| (state.committed_count(), state.aborted_count()));
         ConsensusSnapshot {
             role: view.role,
@@ -225,7 +235,15 @@ impl Handle {
     pub fn status(&self) -> Status {
         let (shared, view) = (&self.shared, self.shared.view());
         let certificate = shared.certificate.borrow().clone();
-        let members = shared.table.table.members().iter().map(|m| MemberStatus {
+        let tables = shared.tables();
+        let standing = match tables.row(&shared.id) {
+            _ if view.retired => Standing::Retired,
+            None => Standing::Waiting,
+            Some(row) if !shared.holds(&row.bls_key) => Standing::Waiting,
+            Some(row) if row.role == MemberRole::Learner => Standing::Learner,
+            Some(_) => Standing::Voter,
+        };
+        let members = tables.newest().table.members().iter().map(|m| MemberStatus {
             id: m.did,
             address: m.address.clone(),
             http: shared.http_address(&m.did),
@@ -246,7 +264,10 @@ impl Handle {
             applied_index: self.applied(),
             certified_index: LogIndex(certificate.as_ref().map_or(0, |c| c.head.size)),
             certified_root: certificate.map(|c| c.head.root),
-            epoch: shared.table.epoch.0,
+            epoch: tables.current().epoch.0,
+            next_epoch: tables.next().map(|t| t.epoch.0),
+            standing,
+            safe_to_stop: standing == Standing::Retired,
             members: members.collect(),
             version: env!("CARGO_PKG_VERSION").into(),
         }

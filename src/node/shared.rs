@@ -3,11 +3,12 @@
 use super::Ended;
 use super::applied::Replica;
 use super::clock::Clock;
-use super::owner::Event;
-use crate::api::{OpenBallot, Role};
-use crate::certificate::{Genesis, HeadCertificate, Policy, TableInForce};
-use crate::core::Ballot;
-use crate::ids::{Digest, LogIndex, NodeId, ProposalId, Term};
+use super::crypto::Signer;
+use super::executor::{Event, View};
+use crate::api::OpenBallot;
+use crate::certificate::{Genesis, HeadCertificate, Kind, MemberTable, PublicKey};
+use crate::core::{Ballot, Tables};
+use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
 use crate::storage::Store;
 use crate::telemetry::Telemetry;
 use crate::transport::Transport;
@@ -15,27 +16,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// What the core looks like from outside, refreshed after every drain.
-#[derive(Clone, Debug, Default)]
-pub(super) struct View {
-    pub(super) role: Role,
-    pub(super) term: Term,
-    pub(super) leader: Option<NodeId>,
-    pub(super) committed: LogIndex,
-    pub(super) durable: LogIndex,
-    pub(super) last: LogIndex,
-    pub(super) pending: u64,
-    pub(super) matched: BTreeMap<NodeId, LogIndex>,
-}
-
 pub(super) struct Shared {
     pub(super) id: NodeId,
     pub(super) genesis: Genesis,
     pub(super) genesis_id: Digest,
-    pub(super) table: TableInForce,
-    pub(super) policy: Policy,
-    pub(super) forward: bool,
+    tables: RwLock<Arc<Tables>>,
     pub(super) store: Store,
+    pub(super) signer: Arc<Signer>,
     pub(super) transport: Transport,
     pub(super) telemetry: Telemetry,
     pub(super) clock: Clock,
@@ -54,9 +41,8 @@ pub(super) struct Shared {
 pub(super) struct Parts {
     pub(super) id: NodeId,
     pub(super) genesis: Genesis,
-    pub(super) policy: Policy,
-    pub(super) forward: bool,
     pub(super) store: Store,
+    pub(super) signer: Arc<Signer>,
     pub(super) transport: Transport,
     pub(super) telemetry: Telemetry,
     pub(super) clock: Clock,
@@ -73,11 +59,10 @@ impl Shared {
         Self {
             id: parts.id,
             genesis_id: parts.genesis.id(),
-            table: parts.genesis.in_force(),
+            tables: RwLock::new(Arc::new(Tables::new(parts.genesis.id(), parts.genesis.in_force().into(), None))),
             genesis: parts.genesis,
-            policy: parts.policy,
-            forward: parts.forward,
             store: parts.store,
+            signer: parts.signer,
             transport: parts.transport,
             telemetry: parts.telemetry,
             clock: parts.clock,
@@ -99,6 +84,20 @@ impl Shared {
 
     pub(super) fn replica_mut(&self) -> RwLockWriteGuard<'_, Replica> {
         self.replica.write().expect("the state machine's thread does not panic")
+    }
+
+    /// In force at the end of this node's log.
+    pub(super) fn tables(&self) -> Arc<Tables> {
+        self.tables.read().expect("no holder of this lock panics").clone()
+    }
+
+    pub(super) fn set_tables(&self, tables: Arc<Tables>) {
+        *self.tables.write().expect("no holder of this lock panics") = tables;
+    }
+
+    /// Whether this node's store holds a key.
+    pub(super) fn holds(&self, key: &PublicKey) -> bool {
+        self.signer.public_keys().contains(key)
     }
 
     pub(super) fn view(&self) -> View {
@@ -165,7 +164,8 @@ impl Shared {
                 id: ballot.id,
                 client: ballot.request.client.clone(),
                 request_id: ballot.request.request_id.clone(),
-                payload: json(&ballot.payload),
+                kind: ballot.kind,
+                payload: asked(ballot),
                 required_quorum: ballot.required_quorum,
                 ttl_ms: until.saturating_sub(now),
             })
@@ -182,6 +182,15 @@ impl Shared {
 
     pub(super) fn http_address(&self, id: &NodeId) -> Option<String> {
         lock(&self.http).get(id).cloned()
+    }
+}
+
+/// What a ballot asks about, as JSON.
+fn asked(ballot: &Ballot) -> serde_json::Value {
+    match ballot.kind {
+        Kind::Epoch => MemberTable::decode_granted(&ballot.payload)
+            .map_or(serde_json::Value::Null, |table| serde_json::json!({ "members": table.members() })),
+        _ => json(&ballot.payload),
     }
 }
 

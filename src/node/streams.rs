@@ -5,7 +5,7 @@ use super::queries::QueryError;
 use super::shared::json;
 use crate::api::{AbortEvent, CommitEvent, StreamError};
 use crate::certificate::{AbortReason, Bitmap, Entry, Kind};
-use crate::ids::{LogIndex, NodeId};
+use crate::ids::{Epoch, LogIndex, NodeId};
 use crate::limits::MAX_APPEND_BYTES;
 use crate::registry::Outcome;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -150,13 +150,15 @@ impl Handle {
             client: request.client.clone(),
             request_id: request.request_id.clone(),
             reason: entry.header.abort_reason.unwrap_or(AbortReason::Expired),
-            granted: tally.map(|t| self.names(&t.grants.members)).unwrap_or_default(),
-            denied: tally.map(|t| self.names(&t.denials.members)).unwrap_or_default(),
+            granted: tally.map(|t| self.names(entry.header.epoch, &t.grants.members)).unwrap_or_default(),
+            denied: tally.map(|t| self.names(entry.header.epoch, &t.denials.members)).unwrap_or_default(),
         }))
     }
 
-    fn names(&self, members: &Bitmap) -> Vec<NodeId> {
-        let voters = self.shared.table.table.voters().enumerate();
+    fn names(&self, epoch: Epoch, members: &Bitmap) -> Vec<NodeId> {
+        let replica = self.shared.replica();
+        let Some(table) = replica.epochs.table(epoch) else { return Vec::new() };
+        let voters = table.table.voters().enumerate();
         voters.filter(|(position, _)| members.contains(*position)).map(|(_, member)| member.did).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! What a node does while its disk or its state machine stands still: whole nodes, with the devices held from inside.
 
-use super::owner::Event;
+use super::executor::Event;
 use super::*;
 use crate::api::{ProposalState, ProposalStatus, Propose, ProposeError, VoteError, Wait};
 use crate::certificate::{Head, HeadCertificate, Member, MemberTable, Policy, QuorumRule, Role, SecretKey};
@@ -45,7 +45,15 @@ impl Nodes {
         let mut handles = Vec::new();
         for (data, listen, socket) in listens {
             drop(socket);
-            let options = Options { data, genesis: genesis.clone(), listen, http: None, config: Config::default() };
+            let options = Options {
+                data,
+                genesis: genesis.clone(),
+                listen,
+                http: None,
+                config: Config::default(),
+                join: false,
+                epochs: EpochChain::default(),
+            };
             handles.push(start(options).await.unwrap());
         }
         let nodes = Self { handles, _root: root };

@@ -54,6 +54,7 @@ pub(super) const TABLE: &[Shape] = &[
     kept(META, "schema", "u16"),
     kept(META, "did", "Ed25519 public key, 32 bytes"),
     kept(META, "bls", "BLS secret key, 32 bytes"),
+    kept(META, "next bls", "the key that is to replace it, 32 bytes; absent unless a rotation is under way"),
     kept(META, "genesis", "the genesis file, JSON"),
     kept(
         HARD,
@@ -77,6 +78,7 @@ pub(super) const TABLE: &[Shape] = &[
 pub(super) const META_SCHEMA: &str = "schema";
 pub(super) const META_DID: &str = "did";
 pub(super) const META_BLS: &str = "bls";
+pub(super) const META_NEXT_BLS: &str = "next bls";
 pub(super) const META_GENESIS: &str = "genesis";
 pub(super) const HARD_STATE: &str = "state";
 pub(super) const COMMITS: &str = "commits";

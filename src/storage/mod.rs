@@ -118,6 +118,30 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps a second BLS key, durably, which is to replace the present one once the member table names it. An earlier
+    /// second key is forgotten.
+    ///
+    /// # Errors
+    /// [`DurabilityError`].
+    pub fn add_key(&self, next: &SecretKey) -> Result<(), DurabilityError> {
+        let disk = &self.shared.disk;
+        disk.insert(&disk.trees.meta, layout::META_NEXT_BLS.as_bytes(), &next.to_bytes())?;
+        // A key is shown to others, and so may come into force, only after this.
+        disk.make_durable()
+    }
+
+    /// Ends a rotation: `next`, the second key, takes the place of the first, which is overwritten.
+    ///
+    /// # Errors
+    /// [`DurabilityError`].
+    pub fn replace_key(&self, next: &SecretKey) -> Result<(), DurabilityError> {
+        let disk = &self.shared.disk;
+        // In this order: whatever prefix of it survives, the store holds `next`.
+        disk.insert(&disk.trees.meta, layout::META_BLS.as_bytes(), &next.to_bytes())?;
+        disk.remove(&disk.trees.meta, layout::META_NEXT_BLS.as_bytes())?;
+        disk.make_durable()
+    }
+
     /// Starts the thread that makes writes durable. `completed` is called on that thread, with the sequence number up to
     /// which everything submitted is durable, or once with the error after which nothing more will be.
     ///

@@ -11,13 +11,14 @@ use super::committer::Tail;
 use super::disk::{BLOBS, CONF, DATA, Disk, LOCK, Trees, open_database};
 use super::error::{Damage, DurabilityError, Loss, OpenError, ReadError, fault};
 use super::layout::{
-    self, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BLS, META_DID, META_GENESIS, META_SCHEMA, SCHEMA,
+    self, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BLS, META_DID, META_GENESIS, META_NEXT_BLS, META_SCHEMA,
+    SCHEMA,
 };
 use super::read::{certificate, panic_message};
 use super::watermark::{NEXT, Watermark, WatermarkError};
 use super::{Shared, Store};
 use crate::certificate::merkle::{self, Frontier};
-use crate::certificate::{Entry, FormatError, Genesis, GenesisError, HeadCertificate, SecretKey};
+use crate::certificate::{Entry, FormatError, Genesis, GenesisError, HeadCertificate, Kind, SecretKey};
 use crate::core::{HardState, Restored};
 use crate::ids::{Digest, LogIndex, NodeId, Term};
 use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_ENTRIES};
@@ -34,6 +35,8 @@ pub struct Recovered {
     pub did: NodeId,
     /// Its BLS key.
     pub bls: SecretKey,
+    /// The key that is to replace it, while a rotation is under way.
+    pub next_bls: Option<SecretKey>,
     /// The cluster it is bound to, if it is yet.
     pub genesis: Option<Genesis>,
     /// What the core goes on from.
@@ -230,6 +233,7 @@ fn tidy(dir: &Path) -> Result<u64, Failure> {
 struct Identity {
     did: NodeId,
     bls: SecretKey,
+    next_bls: Option<SecretKey>,
     genesis: Option<Genesis>,
 }
 
@@ -246,6 +250,7 @@ fn read_identity(disk: &Disk) -> Result<Identity, Failure> {
     }
     let did = NodeId(layout::read_32(&record(meta, META, META_DID)?, META_DID).map_err(wrong)?);
     let bls = SecretKey::from_bytes(&record(meta, META, META_BLS)?).map_err(Damage::Key)?;
+    let next_bls = meta.get(META_NEXT_BLS)?.map(|key| SecretKey::from_bytes(&key)).transpose().map_err(Damage::Key)?;
     let genesis = match meta.get(META_GENESIS)? {
         None => None,
         Some(json) => {
@@ -253,7 +258,7 @@ fn read_identity(disk: &Disk) -> Result<Identity, Failure> {
             Some(Genesis::from_json(text).map_err(|e: GenesisError| Damage::Genesis(e))?)
         }
     };
-    Ok(Identity { did, bls, genesis })
+    Ok(Identity { did, bls, next_bls, genesis })
 }
 
 fn read_hard_state(disk: &Disk, identity: &Identity, mark: &Watermark) -> Result<HardState, Failure> {
@@ -305,6 +310,8 @@ struct Window {
     before: Frontier,
     terms: Vec<(LogIndex, Term)>,
     last_time: u64,
+    /// The membership changes before them.
+    epochs: Vec<Arc<Entry>>,
 }
 
 impl Window {
@@ -324,6 +331,9 @@ impl Window {
             self.last_time = oldest.header.proposed_at;
             if self.terms.last().is_none_or(|last| last.1 != oldest.term()) {
                 self.terms.push((oldest.index(), oldest.term()));
+            }
+            if matches!(oldest.header.kind, Kind::Epoch | Kind::EpochFinal) {
+                self.epochs.push(oldest);
             }
         }
     }
@@ -488,6 +498,8 @@ fn finish(disk: Disk, identity: Identity, mark: Watermark, scan: Scanned, torn_s
         terms: window.terms,
         last_proposed_at: window.last_time,
         tail: window.entries.into_iter().map(|(entry, ..)| entry).collect(),
+        epochs: window.epochs,
+        keys: std::iter::once(&identity.bls).chain(&identity.next_bls).map(SecretKey::public).collect(),
     };
     let shared = Shared {
         disk,
@@ -499,7 +511,7 @@ fn finish(disk: Disk, identity: Identity, mark: Watermark, scan: Scanned, torn_s
         archive: Mutex::new(archive),
         tail: Mutex::new(Some(tail)),
     };
-    let Identity { did, bls, genesis } = identity;
-    let recovered = Recovered { did, bls, genesis, restored, last_index: last, report };
+    let Identity { did, bls, next_bls, genesis } = identity;
+    let recovered = Recovered { did, bls, next_bls, genesis, restored, last_index: last, report };
     (Store { shared: Arc::new(shared) }, recovered)
 }

@@ -82,6 +82,9 @@ async fn redial(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, link: &Arc<Lin
     let mut attempt = 0;
     let mut last_failure = String::new();
     loop {
+        if link.former.load(Ordering::Relaxed) && !shared.incoming().contains_key(&id) {
+            link.is_up.notified().await;
+        }
         let limit = shared.options.handshake_timeout;
         let dialing = tokio::time::timeout(limit, dial(shared, endpoint, link, &config, attempt));
         let in_vain = async {

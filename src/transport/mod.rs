@@ -30,7 +30,7 @@ use socket::Dialed;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tls::Credentials;
@@ -65,6 +65,8 @@ pub struct Peer {
     pub id: NodeId,
     /// Where it listens, `HOST:PORT`; looked up at each attempt to connect.
     pub address: String,
+    /// It was a member once and is dialed only when it calls: to be told what changed since.
+    pub former: bool,
 }
 
 /// A frame from a peer.
@@ -227,6 +229,8 @@ impl Outlets {
 #[derive(Debug)]
 struct Link {
     peer: Peer,
+    /// See [`Peer::former`].
+    former: AtomicBool,
     outlets: RwLock<Option<Outlets>>,
     /// The peer has just connected to us: worth dialing at once.
     is_up: Notify,
@@ -390,12 +394,17 @@ impl Transport {
             let mut old = std::mem::take(&mut *table);
             for peer in members.into_iter().filter(|p| p.id != self.shared.local) {
                 let link = match old.remove(&peer.id) {
-                    Some(link) if link.peer == peer => link,
+                    // A connection that stands is kept: by it a member that was just left out hears of it.
+                    Some(link) if link.peer.address == peer.address => {
+                        link.former.store(peer.former, Ordering::Relaxed);
+                        link
+                    }
                     changed => {
                         if let Some(link) = changed {
                             link.cancel.cancel();
                         }
                         let link = Arc::new(Link {
+                            former: AtomicBool::new(peer.former),
                             peer,
                             outlets: RwLock::new(None),
                             is_up: Notify::new(),

@@ -4,6 +4,7 @@
 mod ballots;
 mod failover;
 mod lifecycle;
+mod members;
 #[path = "../support/ports.rs"]
 mod ports;
 mod proposals;

@@ -1,17 +1,19 @@
 //! Clusters of real nodes for tests.
 
 use crate::ports::free_port;
-use concordat::api::{ProposalState, ProposalStatus, Propose, Role, Status};
+use concordat::api::{
+    ChangeMembers, ChangedMembers, MemberOp, ProposalState, ProposalStatus, Propose, Role, Standing, Status,
+};
 use concordat::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role as MemberRole, SecretKey};
 use concordat::config::Config;
 use concordat::ids::{LogIndex, NodeId};
 use concordat::node::{self, Handle};
 use concordat::storage::{STORE_DIR, Store};
-use concordat::transport::Identity;
+use concordat::transport::{IDENTITY_FILE, Identity};
 use serde_json::{Value, json};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long any condition may take before a test fails: far beyond what a loaded machine needs.
@@ -44,23 +46,52 @@ impl Cluster {
         for (n, (policy, address)) in policies.iter().zip(&addresses).enumerate() {
             let dir = root.path().join(n.to_string());
             std::fs::create_dir(&dir).expect("a new directory");
-            let identity = Identity::create(&dir).expect("an identity");
-            let key = secret(n as u8, &identity.did());
-            Store::create(&dir.join(STORE_DIR), identity.did(), &key).expect("a store");
-            ids.push(identity.did());
-            members.push(Member {
-                did: identity.did(),
-                bls_key: key.public(),
-                possession: key.prove_possession(),
-                address: address.to_string(),
-                role: MemberRole::Voter,
-                policy: *policy,
-            });
+            let member = Member { policy: *policy, ..make_member(&dir, *address, n as u8) };
+            ids.push(member.did);
+            members.push(member);
         }
         let table = MemberTable::new(members).expect("a member table");
         let genesis = Genesis::new("test", QuorumRule::Majority, table).expect("a genesis");
         let nodes = policies.iter().map(|_| None).collect();
         Self { root, genesis, ids, addresses, nodes, config: Config::default() }
+    }
+
+    /// Keys and a store for one more node, which no table names yet.
+    pub(crate) fn prepare_another(&mut self) -> Member {
+        let n = self.nodes.len();
+        std::fs::create_dir(self.data(n)).expect("a new directory");
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let member = make_member(&self.data(n), address, n as u8);
+        self.addresses.push(address);
+        self.ids.push(member.did);
+        self.nodes.push(None);
+        member
+    }
+
+    /// The disk of a stopped node is lost: a store with a fresh key takes its place.
+    pub(crate) fn lose_disk(&mut self, n: usize) -> Member {
+        std::fs::remove_dir_all(self.data(n).join(STORE_DIR)).expect("a store");
+        make_member(&self.data(n), self.addresses[n], 100 + n as u8)
+    }
+
+    /// Starts a node that waits to be admitted.
+    pub(crate) async fn start_joining(&mut self, n: usize) {
+        let options = node::Options { join: true, ..self.options(n) };
+        self.nodes[n] = Some(node::start(options).await.expect("the node starts"));
+    }
+
+    /// Changes the members at whichever node leads, again while a refusal may pass by itself.
+    pub(crate) async fn change(&self, op: MemberOp) -> ChangedMembers {
+        until("the change is made", || async {
+            let node = self.node(self.leader().await);
+            let ask = ChangeMembers { changes: vec![op.clone()], base_epoch: None, dry_run: false, ttl_ms: None };
+            match node.change_members(ask).await {
+                Ok(changed) => Some(changed),
+                Err(error) if error.is_retryable() => None,
+                Err(error) => panic!("{op:?}: {error}"),
+            }
+        })
+        .await
     }
 
     /// All members run and agree on a leader.
@@ -84,6 +115,8 @@ impl Cluster {
             listen: self.addresses[n],
             http: None,
             config: self.config.clone(),
+            join: false,
+            epochs: concordat::certificate::EpochChain::default(),
         }
     }
 
@@ -108,7 +141,9 @@ impl Cluster {
     /// The leader that all running nodes agree on.
     pub(crate) async fn leader(&self) -> usize {
         let leader = until("all nodes follow one leader", || async {
-            let views: Vec<Status> = self.running().map(Handle::status).collect();
+            let mut views: Vec<Status> = self.running().map(Handle::status).collect();
+            // Who was removed, or is not admitted yet, follows nobody.
+            views.retain(|v| !matches!(v.standing, Standing::Retired | Standing::Waiting));
             let leader = views.first()?.leader?;
             let agreed = views.iter().all(|v| v.leader == Some(leader) && v.snapshot.term == views[0].snapshot.term);
             let leads = views.iter().any(|v| v.id == leader && v.snapshot.role == Role::Leader);
@@ -138,6 +173,21 @@ impl Cluster {
         for n in 0..self.nodes.len() {
             self.stop_node(n).await;
         }
+    }
+}
+
+/// Makes a store, and an identity where there is none.
+fn make_member(dir: &Path, address: SocketAddr, seed: u8) -> Member {
+    let identity = Identity::load(&dir.join(IDENTITY_FILE)).or_else(|_| Identity::create(dir)).expect("an identity");
+    let key = secret(seed, &identity.did());
+    Store::create(&dir.join(STORE_DIR), identity.did(), &key).expect("a store");
+    Member {
+        did: identity.did(),
+        bls_key: key.public(),
+        possession: key.prove_possession(),
+        address: address.to_string(),
+        role: MemberRole::Voter,
+        policy: Policy::Auto,
     }
 }
 

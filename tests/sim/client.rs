@@ -87,7 +87,7 @@ impl World {
 
     /// A client that tries until it knows the outcome.
     pub(crate) fn start_call(&mut self, submission: Submission) -> usize {
-        let via = self.rng.below(self.size());
+        let via = self.some_member();
         let call = self.call(submission, via, true);
         self.try_call(call);
         call
@@ -155,6 +155,7 @@ impl World {
             Admission::RequestExpired => "request expired",
             Admission::InvalidQuorum { .. } => "invalid quorum",
             Admission::ClockOutOfBound => "clock out of bound",
+            Admission::Transferring => "transferring",
             Admission::PayloadTooLarge { .. } => "payload too large",
             Admission::InvalidRequestId => "invalid request id",
         };
@@ -184,11 +185,16 @@ impl World {
         }
         let turned_away = matches!(
             self.calls[call].admission,
-            Some(Admission::NotLeader { .. } | Admission::Backpressure | Admission::ClockOutOfBound)
+            Some(
+                Admission::NotLeader { .. }
+                    | Admission::Backpressure
+                    | Admission::ClockOutOfBound
+                    | Admission::Transferring
+            )
         );
         if self.now >= self.calls[call].gives_up_attempt_at || turned_away || !self.is_up(via) {
             self.calls[call].admission = None;
-            self.calls[call].via = self.rng.below(self.size());
+            self.calls[call].via = self.some_member();
             self.try_call(call);
         } else {
             self.at(LOOK_AGAIN_US, Event::Client { call, attempt });

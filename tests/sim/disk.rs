@@ -2,12 +2,16 @@
 
 use crate::chain::Chain;
 use crate::rng::Rng;
-use concordat::certificate::HeadCertificate;
 use concordat::certificate::merkle::Frontier;
+use concordat::certificate::{Entry, HeadCertificate, Kind, PublicKey};
 use concordat::core::{CastVote, HardState, Restored, Write};
 use concordat::ids::{Digest, LogIndex, Term};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+pub(crate) fn changes_members(entry: &Entry) -> bool {
+    matches!(entry.header.kind, Kind::Epoch | Kind::EpochFinal)
+}
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
@@ -16,6 +20,10 @@ pub(crate) struct Disk {
     pub(crate) certificate: Option<Arc<HeadCertificate>>,
     pub(crate) casts: BTreeMap<Digest, CastVote>,
     pub(crate) pending: VecDeque<(u64, Write)>,
+    /// Generations of the keys that this store holds; kept at once and for good.
+    pub(crate) keys: Vec<u8>,
+    /// Counts the disks that this node lost.
+    pub(crate) store: usize,
     /// When the newest write under way completes, microseconds.
     pub(crate) busy_until: u64,
     /// Writes issued while stalled never complete.
@@ -65,7 +73,7 @@ impl Disk {
     }
 
     /// What a shell gives back after a restart, with the first `base` entries known by their terms and tree only.
-    pub(crate) fn restore(&self, base: LogIndex) -> Restored {
+    pub(crate) fn restore(&self, base: LogIndex, keys: Vec<PublicKey>) -> Restored {
         assert!(base <= self.certified());
         let mut frontier = Frontier::default();
         let mut terms: Vec<(LogIndex, Term)> = Vec::new();
@@ -83,6 +91,8 @@ impl Disk {
             terms,
             last_proposed_at: before.last().map_or(0, |l| l.entry.header.proposed_at),
             tail: after.iter().map(|l| l.entry.clone()).collect(),
+            epochs: before.iter().map(|l| l.entry.clone()).filter(|e| changes_members(e)).collect(),
+            keys,
         }
     }
 }

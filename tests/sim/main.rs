@@ -2,6 +2,7 @@
 //! pool of signers. See README.md beside this file.
 
 mod chain;
+mod churn;
 mod client;
 mod coverage;
 mod crypto;
@@ -9,7 +10,9 @@ mod disk;
 mod invariants;
 mod machine;
 mod members;
+mod membership;
 mod net;
+mod reads;
 mod rng;
 mod scenarios;
 mod shell;

@@ -1,10 +1,10 @@
 //! The effect executor: what a node's shell does, on the simulated disk, network and pool of signers.
 
-use crate::invariants::promises;
-use crate::members::{id_of, index_of};
+use crate::invariants::{promises, tables};
+use crate::members::{id_of, index_of, secret_of};
 use crate::world::{Event, World};
 use concordat::certificate::merkle::Frontier;
-use concordat::certificate::{Entry, HeadCertificate, Policy};
+use concordat::certificate::{ElectionClaim, Entry, HeadCertificate, Policy};
 use concordat::core::{Ballot, Crypto, Effect, Input, Message, Write};
 use concordat::ids::{LogIndex, NodeId, ProposalId};
 use std::sync::Arc;
@@ -31,6 +31,13 @@ impl World {
                 self.coverage.count("event", "alarm");
                 self.nodes[node].alarms.push(alarm);
             }
+            Effect::ReadReady { handle, index } => self.read_ready(node, handle, index),
+            Effect::ReadRefused { handle } => self.read_refused(handle),
+            Effect::Transferred { handle, outcome } => self.transferred(handle, outcome),
+            Effect::Changed { handle, outcome } => self.changed(handle, outcome),
+            Effect::FetchEpochs { peer, above } => self.fetch_epochs(node, peer, above),
+            Effect::Membership { tables, ahead, leaving } => self.acquaint(node, &tables, &ahead, &leaving),
+            Effect::InForce(table) => self.retire_keys(node, &table),
             Effect::Halt(why) => self.nodes[node].halted = Some(why),
         }
     }
@@ -98,7 +105,7 @@ impl World {
         match &job {
             Crypto::SignElection { claim, .. } => {
                 self.demand(promises::signs_claim(node, claim, &n.disk));
-                let verdict = self.invariants.votes.signs(node, *claim);
+                let verdict = self.invariants.votes.signs((node, n.disk.store), *claim);
                 self.demand(verdict);
             }
             Crypto::SignHead { head, .. } => {
@@ -146,12 +153,7 @@ impl World {
 
     fn commit(&mut self, node: usize, entries: Vec<Arc<Entry>>, index: LogIndex) {
         // The core calls committed what it delivers, so the ledger must know it before the delivery is compared.
-        let n = &self.nodes[node];
-        let committed = self.core(node).committed();
-        let disks = self.nodes.iter().map(|n| &n.disk.log);
-        let quorum = self.config.rule.quorum(self.nodes.len());
-        let verdict = self.invariants.committed.commits(node, committed, &n.memory, disks, quorum);
-        self.demand(verdict);
+        self.commits(node, self.core(node).committed());
         let ledger = &self.invariants.committed.ledger;
         let verdict = self.invariants.delivery.delivers(node, &entries, index, ledger);
         self.demand(verdict);
@@ -173,13 +175,10 @@ impl World {
     }
 
     fn certified(&mut self, node: usize, certificate: &Arc<HeadCertificate>) {
-        let n = &self.nodes[node];
         let index = LogIndex(certificate.head.size);
-        let disks = self.nodes.iter().map(|n| &n.disk.log);
-        let quorum = self.config.rule.quorum(self.nodes.len());
-        let committed = self.core(node).committed();
-        let verdict = self.invariants.committed.commits(node, committed, &n.memory, disks, quorum);
-        self.demand(verdict);
+        self.commits(node, self.core(node).committed());
+        let tables = tables::in_force(&self.genesis_table, &self.invariants.committed.ledger, index);
+        self.demand(tables::quorate("head", &certificate.halves, &self.genesis_id, &tables));
         let (n, root) = (&self.nodes[node], self.core(node).root_at(index));
         let ledger = &self.invariants.committed.ledger;
         let verdict = self.invariants.certificates.certified(node, certificate.head, root, &n.memory, ledger);
@@ -189,7 +188,7 @@ impl World {
 
     fn ask(&mut self, node: usize, ballot: Arc<Ballot>) {
         let id = ballot.id;
-        let granted = match self.config.policies[node] {
+        let granted = match self.policy(node) {
             Policy::Auto => Some(true),
             // The simulator's rule: by what the payload begins with.
             Policy::Rules => match ballot.payload.first() {
@@ -222,6 +221,12 @@ impl World {
     fn answer_later(&mut self, node: usize, id: ProposalId, granted: bool) {
         let (delay, life) = (self.rng.within(self.config.apply_us), self.nodes[node].life);
         self.at(delay, Event::Answer { node, life, id, granted });
+    }
+
+    /// The question for a node's vote, as a candidate with the genesis table puts it.
+    pub(crate) fn vote_wanted(&self, node: usize, claim: ElectionClaim) -> Message {
+        let under = self.genesis.in_force().signed_for(&self.genesis.id());
+        Message::RequestVote { claim, under: vec![(under, secret_of(node).public())], transfer: false }
     }
 
     /// Lets a message arrive that nobody sent (or that was sent long ago).

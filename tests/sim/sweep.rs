@@ -3,8 +3,10 @@
 //! `SIM_SEEDS=N SIM_FROM=K cargo test --release --test sim sweep -- --nocapture` runs N seeds from K on;
 //! `SIM_SEED=S cargo test --release --test sim sweep::replay -- --nocapture` runs one.
 
+use crate::churn;
 use crate::coverage::Coverage;
 use crate::net::Network;
+use crate::reads::ReadState;
 use crate::rng::Rng;
 use crate::trace::MESSAGE_NAMES;
 use crate::world::{Config, World};
@@ -29,6 +31,9 @@ fn config(seed: u64) -> Config {
     let mut rng = Rng::new(seed ^ 0x5eed);
     let nodes = [3, 3, 5, 5, 5, 4, 7][rng.below(7)];
     let mut config = Config::new(nodes, seed);
+    // Some clusters keep their members, the others change them all the time.
+    config.spares = if rng.chance(600) { rng.below(10 - nodes) } else { 0 };
+    config.churn = if rng.chance(600) { rng.within((5, 60)) } else { 0 };
     if rng.chance(200) {
         config.rule = QuorumRule::Supermajority;
     }
@@ -47,7 +52,7 @@ fn config(seed: u64) -> Config {
     };
     config.disk_us = if rng.chance(300) { (1_000, 40_000) } else { (100, 3_000) };
     config.batch = rng.within((0, 500));
-    config.skew_ms = (0..nodes).map(|_| rng.within((0, 200)) as i64 - 100).collect();
+    config.skew_ms = (0..nodes + config.spares).map(|_| rng.within((0, 200)) as i64 - 100).collect();
     // Stragglers take up to two seconds: clocks are compared through that.
     config.options.max_clock_difference_ms = 2_500;
     config
@@ -68,6 +73,32 @@ fn storm(world: &mut World, ms: u64) {
         if world.rng.chance(rage) {
             fault(world);
         }
+        if world.rng.chance(100) {
+            read_somewhere(world);
+        }
+        if world.rng.chance(world.config.churn) {
+            churn::step(world);
+        }
+        if world.rng.chance(10) {
+            hand_over(world);
+        }
+    }
+}
+
+fn read_somewhere(world: &mut World) {
+    let node = world.rng.below(world.size());
+    if world.is_up(node) {
+        world.read(node);
+    }
+}
+
+fn hand_over(world: &mut World) {
+    let node = world.leader().filter(|_| world.rng.chance(900));
+    let node = node.unwrap_or_else(|| world.rng.below(world.size()));
+    let to = world.rng.below(world.size());
+    if world.is_up(node) {
+        let named = world.rng.chance(700);
+        world.transfer(node, named.then_some(to));
     }
 }
 
@@ -92,7 +123,7 @@ fn begin_call(world: &mut World, named: u64) {
 
 fn fault(world: &mut World) {
     let (n, other) = (world.rng.below(world.size()), world.rng.below(world.size()));
-    match world.rng.below(17) {
+    match world.rng.below(18) {
         0 | 1 => {
             let side: Vec<usize> = (0..world.size()).filter(|_| world.rng.chance(500)).collect();
             let rest: Vec<usize> = (0..world.size()).filter(|n| !side.contains(n)).collect();
@@ -122,6 +153,12 @@ fn fault(world: &mut World) {
         10 | 11 => {
             for down in (0..world.size()).filter(|n| !world.is_up(*n)).collect::<Vec<_>>() {
                 world.start(down);
+            }
+        }
+        17 if world.config.churn > 0 && world.can_lose(n) => {
+            world.lose_disk(n);
+            if world.rng.chance(500) {
+                world.start(n);
             }
         }
         12 => {
@@ -156,8 +193,13 @@ fn calm(world: &mut World) {
             world.start(node);
         }
     }
+    churn::settle(world);
     let lively = world.run_while_not(CALM_MS, |w| w.open_calls() == 0 && w.converged());
-    assert!(lively, "after healing, {} calls are open and converged = {}", world.open_calls(), world.converged());
+    let (open, standings) = (world.open_calls(), world.standings());
+    assert!(lively, "after healing, {open} calls are open and converged = {}\n{standings}", world.converged());
+    reads_are_answered(world);
+    world.changes_are_true();
+    world.chain_verifies();
     let verdict = world.invariants.outcomes.all_true(&world.invariants.committed.ledger);
     world.demand(verdict);
     for node in 0..world.size() {
@@ -166,6 +208,16 @@ fn calm(world: &mut World) {
     }
     let all = &world.invariants.committed.ledger;
     assert!(all.links().windows(2).all(|w| w[0].entry.header.proposed_at <= w[1].entry.header.proposed_at));
+}
+
+/// In a healthy cluster a read is confirmed soon, wherever it begins, and nothing is left over of older ones.
+fn reads_are_answered(world: &mut World) {
+    let from = world.reads.len();
+    for node in world.members() {
+        world.read(node);
+    }
+    let served = |w: &World| w.reads[from..].iter().all(|r| r.state == ReadState::Served);
+    assert!(world.run_while_not(1_000, served), "{:?}", &world.reads[from..]);
 }
 
 fn run(seed: u64) -> Report {
@@ -222,6 +274,7 @@ fn every_kind_occurred(all: &Coverage) {
         "crash that lost writes",
         "crash after untold writes",
         "crash and restart at once",
+        "disk lost",
         "disk stalled",
         "message cut off by a partition",
         "message delayed past others",
@@ -231,13 +284,43 @@ fn every_kind_occurred(all: &Coverage) {
         "node muted one way",
         "one-way link",
         "partition",
+        "stranger turned away",
     ];
-    let admissions = ["appended", "balloted", "duplicate", "request id reused", "not leader", "invalid quorum"];
-    let events = ["entries read back for a lagging peer", "certificate taken over", "leader stepped down"];
+    let admissions =
+        ["appended", "balloted", "duplicate", "request id reused", "not leader", "invalid quorum", "transferring"];
+    let events = [
+        "entries read back for a lagging peer",
+        "certificate taken over",
+        "key retired",
+        "leader stepped down",
+        "proofs of membership changes fetched",
+        "table in force",
+    ];
+    let asked = ["add", "demote", "foolish", "policy", "promote", "readmit", "remove", "replace", "rotate"];
+    let changes = [
+        "expired",
+        "in flight",
+        "interrupted",
+        "made",
+        "no quorum",
+        "not caught up",
+        "not leader",
+        "not settled",
+        "old key",
+        "stale",
+        "transferring",
+        "unchanged",
+    ];
+    let transfers = ["done", "no target", "not leader", "replaced", "timed out"];
+    let reads = ["begun", "confirmed", "refused", "served"];
     let kinds = (faults.map(|f| ("fault", f)).into_iter())
         .chain(MESSAGE_NAMES.map(|m| ("message", m)))
         .chain(admissions.map(|a| ("admission", a)))
-        .chain(events.map(|e| ("event", e)));
+        .chain(events.map(|e| ("event", e)))
+        .chain(asked.map(|a| ("change asked", a)))
+        .chain(changes.map(|c| ("change", c)))
+        .chain(transfers.map(|t| ("transfer", t)))
+        .chain(reads.map(|r| ("read", r)));
     for (kind, what) in kinds {
         assert!(all.of(kind, what) > 0, "{kind} never occurred: {what}");
     }

@@ -86,7 +86,7 @@ fn effect_text(effect: &Effect) -> String {
 
 fn message_text(message: &Message) -> String {
     match message {
-        Message::RequestVote { claim } => {
+        Message::RequestVote { claim, .. } => {
             format!("RequestVote term {} last ({}, {})", claim.term, claim.last_size, claim.last_term)
         }
         Message::RequestVoteReply { term, granted, .. } => format!("RequestVoteReply term {term} granted {granted}"),
@@ -120,6 +120,11 @@ pub(crate) fn message_name(message: &Message) -> &'static str {
         Message::Heartbeat { .. } => "Heartbeat",
         Message::HeartbeatReply { .. } => "HeartbeatReply",
         Message::ProofWanted { .. } => "ProofWanted",
+        Message::EpochsWanted { .. } => "EpochsWanted",
+        Message::Epochs { .. } => "Epochs",
+        Message::ReadIndex { .. } => "ReadIndex",
+        Message::ReadIndexReply { .. } => "ReadIndexReply",
+        Message::TimeoutNow { .. } => "TimeoutNow",
         Message::HeadShare { .. } => "HeadShare",
         Message::Certificate(_) => "Certificate",
         Message::Ballot { .. } => "Ballot",
@@ -128,7 +133,7 @@ pub(crate) fn message_name(message: &Message) -> &'static str {
 }
 
 /// Every name that [`message_name`] gives: a sweep must have seen each.
-pub(crate) const MESSAGE_NAMES: [&str; 14] = [
+pub(crate) const MESSAGE_NAMES: [&str; 19] = [
     "PreVote",
     "PreVoteReply",
     "RequestVote",
@@ -139,6 +144,11 @@ pub(crate) const MESSAGE_NAMES: [&str; 14] = [
     "Heartbeat",
     "HeartbeatReply",
     "ProofWanted",
+    "EpochsWanted",
+    "Epochs",
+    "ReadIndex",
+    "ReadIndexReply",
+    "TimeoutNow",
     "HeadShare",
     "Certificate",
     "Ballot",
@@ -165,5 +175,11 @@ pub(crate) fn input_name(input: &Input) -> &'static str {
         Input::BallotSigned { .. } => "BallotSigned",
         Input::BallotVerified { .. } => "BallotVerified",
         Input::Tallied { .. } => "Tallied",
+        Input::Read { .. } => "Read",
+        Input::Transfer { .. } => "Transfer",
+        Input::Change { .. } => "Change",
+        Input::Keys(_) => "Keys",
+        Input::EpochsFetched { .. } => "EpochsFetched",
+        Input::EpochsVerified { .. } => "EpochsVerified",
     }
 }

@@ -4,14 +4,16 @@ use crate::client::Call;
 use crate::coverage::Coverage;
 use crate::crypto::Executor;
 use crate::disk::Disk;
-use crate::invariants::{Invariants, Verdict, positions::Standing};
+use crate::invariants::{Invariants, Verdict, positions::Standing, tables};
 use crate::machine::Machine;
-use crate::members::{genesis, id_of, index_of};
+use crate::members::{genesis, id_of, index_of, public};
+use crate::membership::{Acquaintance, Changed, Transferred};
 use crate::net::{Links, Network};
+use crate::reads::Read;
 use crate::rng::Rng;
 use crate::trace::{Trace, What, input_name, message_name};
 use crate::{chain::Chain, invariants::Violation};
-use concordat::certificate::{Entry, Genesis, Policy, QuorumRule};
+use concordat::certificate::{Entry, Genesis, Policy, QuorumRule, TableInForce};
 use concordat::core::{Alarm, Ballot, CastVote, Core, Effect, Halt, Input, Message, Now, Options, Role};
 use concordat::ids::{Digest, LogIndex, ProposalId};
 use std::collections::BTreeMap;
@@ -22,8 +24,11 @@ const EPOCH_MS: u64 = 1_700_000_000_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) seed: u64,
-    /// One per node.
+    /// One per member of the genesis; nodes beyond those are started when they are needed.
     pub(crate) policies: Vec<Policy>,
+    pub(crate) spares: usize,
+    /// Per mille of a storm's steps that change the members.
+    pub(crate) churn: u64,
     pub(crate) rule: QuorumRule,
     pub(crate) network: Network,
     pub(crate) disk_us: (u64, u64),
@@ -44,6 +49,8 @@ impl Config {
         Self {
             seed,
             policies: vec![Policy::Auto; nodes],
+            spares: 0,
+            churn: 0,
             rule: QuorumRule::Majority,
             network: Network::FAST,
             disk_us: (100, 1_500),
@@ -68,6 +75,8 @@ pub(crate) enum Event {
     Apply { node: usize, life: u64, entries: Vec<Arc<Entry>> },
     Forward { call: usize, attempt: u64, to: usize },
     Client { call: usize, attempt: u64 },
+    Keys { node: usize, life: u64 },
+    Serve { read: usize },
 }
 
 pub(crate) struct Node {
@@ -89,6 +98,13 @@ pub(crate) struct Node {
     pub(crate) alarms: Vec<Alarm>,
     pub(crate) halted: Option<Halt>,
     pub(crate) skew_ms: i64,
+    /// The logs of disks that this node lost, by store.
+    pub(crate) lost: BTreeMap<usize, Chain>,
+    /// When it lost the last one, microseconds.
+    pub(crate) lost_at: u64,
+    /// In which store the key of each generation was made.
+    pub(crate) made: Vec<usize>,
+    pub(crate) acquaintance: Acquaintance,
     was: (Role, LogIndex, LogIndex),
 }
 
@@ -98,6 +114,8 @@ type Filter = Box<dyn Fn(usize, usize, &Message) -> bool>;
 pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) genesis: Genesis,
+    pub(crate) genesis_id: Digest,
+    pub(crate) genesis_table: Arc<TableInForce>,
     pub(crate) rng: Rng,
     /// Microseconds.
     pub(crate) now: u64,
@@ -110,6 +128,9 @@ pub(crate) struct World {
     pub(crate) invariants: Invariants,
     pub(crate) coverage: Coverage,
     pub(crate) calls: Vec<Call>,
+    pub(crate) reads: Vec<Read>,
+    pub(crate) changes: Vec<Changed>,
+    pub(crate) transfers: Vec<Transferred>,
     pub(crate) recorded: Vec<(u64, usize, Effect)>,
 }
 
@@ -128,7 +149,12 @@ impl World {
             invariants: Invariants::default(),
             coverage: Coverage::default(),
             calls: Vec::new(),
+            reads: Vec::new(),
+            changes: Vec::new(),
+            transfers: Vec::new(),
             recorded: Vec::new(),
+            genesis_id: genesis.id(),
+            genesis_table: Arc::new(genesis.in_force()),
             genesis,
             config,
         };
@@ -136,10 +162,10 @@ impl World {
             world.nodes.push(Node {
                 core: None,
                 life: 0,
-                disk: Disk::default(),
+                disk: Disk { keys: vec![0], ..Disk::default() },
                 machine: Machine::default(),
                 memory: Chain::default(),
-                executor: Executor::new(node, &world.genesis, world.config.real_crypto),
+                executor: Executor::new(node, &[0], world.config.real_crypto),
                 tick_at: None,
                 draining: false,
                 asks: BTreeMap::new(),
@@ -147,18 +173,23 @@ impl World {
                 delivered: LogIndex::ZERO,
                 alarms: Vec::new(),
                 halted: None,
-                skew_ms: world.config.skew_ms[node],
+                skew_ms: world.config.skew_ms.get(node).copied().unwrap_or_default(),
+                lost: BTreeMap::new(),
+                lost_at: 0,
+                made: vec![0],
+                acquaintance: Acquaintance::default(),
                 was: (Role::Follower, LogIndex::ZERO, LogIndex::ZERO),
             });
         }
-        for node in 0..world.size() {
+        for node in 0..world.config.policies.len() {
             world.start(node);
         }
         world
     }
 
+    /// Of all nodes, members or not.
     pub(crate) fn size(&self) -> usize {
-        self.config.policies.len()
+        self.config.policies.len() + self.config.spares
     }
 
     pub(crate) fn core(&self, node: usize) -> &Core {
@@ -231,11 +262,13 @@ impl World {
         self.trace.events += 1;
         match event {
             Event::Deliver { from, to, message } => {
-                if self.is_up(to) {
+                if !self.is_up(to) {
+                    self.coverage.count("fault", "message to a stopped node");
+                } else if !self.nodes[to].acquaintance.admits(from, &message) {
+                    self.coverage.count("fault", "stranger turned away");
+                } else {
                     self.coverage.count("message", message_name(&message));
                     self.input(to, Input::Receive { from: id_of(from), message });
-                } else {
-                    self.coverage.count("fault", "message to a stopped node");
                 }
             }
             Event::Tick { node, life } if self.lives(node, life) => self.tick(node),
@@ -252,11 +285,16 @@ impl World {
             Event::Apply { node, life, entries } if self.lives(node, life) => self.apply(node, &entries),
             Event::Forward { call, attempt, to } => self.forwarded(call, attempt, to),
             Event::Client { call, attempt } => self.client_looks(call, attempt),
+            Event::Keys { node, life } if self.lives(node, life) => {
+                let keys = self.nodes[node].disk.keys.iter().map(|g| public(node, *g)).collect();
+                self.input(node, Input::Keys(keys));
+            }
+            Event::Serve { read } => self.serve(read),
             _ => {}
         }
     }
 
-    fn lives(&self, node: usize, life: u64) -> bool {
+    pub(crate) fn lives(&self, node: usize, life: u64) -> bool {
         self.is_up(node) && self.nodes[node].life == life
     }
 
@@ -306,7 +344,7 @@ impl World {
         }
     }
 
-    fn drain(&mut self, node: usize) {
+    pub(crate) fn drain(&mut self, node: usize) {
         self.nodes[node].draining = false;
         let effects = self.nodes[node].core.as_mut().expect("the node is up").drain();
         for effect in effects {
@@ -330,10 +368,7 @@ impl World {
         let (role, committed, last) = (core.role(), core.committed(), core.last_index());
         let was = n.was;
         if committed != was.1 || last != was.2 {
-            let disks = self.nodes.iter().map(|n| &n.disk.log);
-            let quorum = self.config.rule.quorum(self.nodes.len());
-            let verdict = self.invariants.committed.commits(node, committed, &n.memory, disks, quorum);
-            self.demand(verdict);
+            self.commits(node, committed);
             self.committed_so_far();
         }
         let (core, memory) = (self.core(node), &self.nodes[node].memory);
@@ -350,6 +385,7 @@ impl World {
             if was.0 != Role::Leader {
                 self.coverage.count("event", "election won");
                 self.demand(self.invariants.committed.leads(node, &self.nodes[node].memory));
+                self.elected(node);
             }
         } else if was.0 == Role::Leader {
             self.coverage.count("event", "leader stepped down");
@@ -357,12 +393,23 @@ impl World {
         self.nodes[node].was = (role, committed, last);
     }
 
+    /// A node calls everything up to `upto` committed: looks at the disks of every table in force in its log.
+    pub(crate) fn commits(&mut self, node: usize, upto: LogIndex) {
+        let (nodes, genesis) = (&self.nodes, &self.genesis_table);
+        let log = &nodes[node].memory;
+        let disks = |index| crate::membership::disks(nodes, &tables::in_force(genesis, log, index));
+        let verdict = self.invariants.committed.commits(node, upto, log, disks);
+        self.demand(verdict);
+    }
+
     fn committed_so_far(&mut self) {
         let Invariants { once, committed, .. } = &mut self.invariants;
         let mut verdict = Ok(());
         while let Some(link) = committed.ledger.get(once.upto().next()) {
             self.coverage.count("event", "entry committed");
-            verdict = verdict.and(once.committed(&link.entry));
+            let before = tables::in_force(&self.genesis_table, &committed.ledger, link.entry.index().prev());
+            verdict =
+                verdict.and(once.committed(&link.entry)).and(tables::committed(&link.entry, &self.genesis_id, &before));
         }
         self.demand(verdict);
     }
@@ -407,7 +454,8 @@ impl World {
     pub(crate) fn start(&mut self, node: usize) {
         let certified = self.nodes[node].disk.certified();
         let base = if self.rng.chance(500) { certified } else { LogIndex::ZERO };
-        let restored = self.nodes[node].disk.restore(base);
+        let keys = self.nodes[node].disk.keys.iter().map(|g| public(node, *g)).collect();
+        let restored = self.nodes[node].disk.restore(base, keys);
         let seed = self.rng.next();
         let options = Options { seed, ..self.config.options.clone() };
         let core = Core::new(id_of(node), &self.genesis, restored, options, self.clock(node));
@@ -418,6 +466,7 @@ impl World {
         n.machine = Machine::default();
         n.disk.log.links().iter().take_while(|l| l.entry.index() <= certified).for_each(|l| n.machine.apply(&l.entry));
         n.asks.clear();
+        n.acquaintance = Acquaintance::default();
         n.answered.clear();
         n.delivered = certified;
         n.was = (Role::Follower, LogIndex::ZERO, LogIndex::ZERO);
@@ -426,8 +475,7 @@ impl World {
         let standing = self.standing(node);
         let verdict = self.invariants.positions.restarted(node, standing);
         self.demand(verdict);
-        self.observe(node);
-        self.schedule_tick(node);
+        self.drain(node);
     }
 
     /// Cuts every link between the two sides.
@@ -495,19 +543,24 @@ impl World {
             w.leader().is_some_and(|l| {
                 let core = w.core(l);
                 w.nodes[l].memory.term_at(core.committed()) == core.term()
-                    && (0..w.size()).filter(|n| w.is_up(*n)).all(|n| w.core(n).leader() == Some(id_of(l)))
+                    && w.members().into_iter().filter(|n| w.is_up(*n)).all(|n| w.core(n).leader() == Some(id_of(l)))
             })
         });
         assert!(settled, "a leader within five seconds");
         self.leader().expect("just seen")
     }
 
-    /// Whether all nodes are up with one log, all of it committed, certified and applied everywhere.
+    /// Whether all members are up with one log, all of it committed, certified and applied everywhere.
     pub(crate) fn converged(&self) -> bool {
+        self.members().into_iter().all(|n| self.is_up(n)) && self.caught_up()
+    }
+
+    /// As [`World::converged`], of those members that are up.
+    pub(crate) fn caught_up(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
         let last = self.core(leader).last_index();
-        (0..self.size()).all(|n| {
-            self.is_up(n) && {
+        self.members().into_iter().all(|n| {
+            !self.is_up(n) || {
                 let core = self.core(n);
                 core.last_index() == last
                     && core.committed() == last
@@ -520,7 +573,7 @@ impl World {
 
     pub(crate) fn follower(&self) -> usize {
         let leader = self.leader().expect("a leader");
-        (0..self.size()).find(|n| *n != leader && self.is_up(*n)).expect("a follower")
+        self.members().into_iter().find(|n| *n != leader && self.is_up(*n)).expect("a follower")
     }
 
     pub(crate) fn leader_of(&self, node: usize) -> Option<usize> {

@@ -141,7 +141,7 @@ async fn a_node_does_not_accept_itself() {
 async fn a_member_that_answers_in_place_of_another_is_refused_by_the_dialer() {
     let (log, _guard) = Log::capture();
     let [a, b, mut c] = cluster(&Options::default()).await;
-    let misled = Peer { id: b.id(), address: c.transport.local_addr().to_string() };
+    let misled = Peer { id: b.id(), address: c.transport.local_addr().to_string(), former: false };
     a.transport.set_members(vec![misled, c.peer()]);
     let told = format!("{} answers where {} was dialed", c.id(), b.id());
     eventually("the refusal to be logged", || log.text().lines().any(|l| l.contains("WARN") && l.contains(&told)))
@@ -182,7 +182,7 @@ async fn a_member_that_breaks_the_protocol_loses_its_connection_only() {
     let [mut target, honest] = cluster(&Options::default()).await;
     let (dir, bad) = identity();
     let nowhere = UdpSocket::bind(LOOPBACK).expect("a port").local_addr().expect("bound").to_string();
-    target.transport.set_members(vec![honest.peer(), Peer { id: bad.did(), address: nowhere }]);
+    target.transport.set_members(vec![honest.peer(), Peer { id: bad.did(), address: nowhere, former: false }]);
     let valid = stream_bytes(&[heartbeat(1)]);
     let mut other_version = valid.clone();
     other_version[1 + LENGTH_PREFIX] = 9;
@@ -238,6 +238,6 @@ async fn a_frame_is_attributed_to_the_certificate_that_brought_it() {
         last_size: 1,
         last_root: concordat::ids::Digest::ZERO,
     };
-    other.send(&target.id(), &Frame::Core(Message::RequestVote { claim })).await;
+    other.send(&target.id(), &Frame::Core(Message::RequestVote { claim, under: Vec::new(), transfer: false })).await;
     assert_eq!(target.recv().await.from, other.id());
 }

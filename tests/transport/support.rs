@@ -67,7 +67,7 @@ impl Node {
     }
 
     pub(crate) fn peer(&self) -> Peer {
-        Peer { id: self.id(), address: self.transport.local_addr().to_string() }
+        Peer { id: self.id(), address: self.transport.local_addr().to_string(), former: false }
     }
 
     /// The next frame that is no `Hello`.
@@ -113,6 +113,8 @@ pub(crate) fn heartbeat(context: u64) -> Frame {
     Frame::Core(Message::Heartbeat {
         term: Term(1),
         session: 1,
+        to_keys: vec![concordat::certificate::PublicKey([1; 48])],
+        round: 0,
         commit: LogIndex(1),
         sign_point: LogIndex(0),
         wall: context,
@@ -127,6 +129,7 @@ pub(crate) fn ballot(number: u64, size: usize) -> Frame {
         term: Term(number),
         ballot: Arc::new(Ballot {
             id: ProposalId { term: Term(1), seq: number, origin },
+            kind: concordat::certificate::Kind::Proposal,
             request: Request { client: "c".into(), request_id: "r".into(), deadline_ms: 1 },
             salt: [1; 16],
             payload: vec![0x5a; size],

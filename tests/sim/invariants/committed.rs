@@ -1,10 +1,16 @@
 //! What is committed stays: every node's committed prefix is the same (state-machine safety), nobody drops or changes
 //! any of it, every later leader holds it (leader completeness), and at the moment it is first called committed a
-//! quorum of disks holds it.
+//! quorum of disks of each table in force holds it.
 
 use super::{Verdict, demand};
 use crate::chain::Chain;
 use concordat::ids::LogIndex;
+
+/// The disks of a table's voters (those that hold the keys it names), and how many of them are a quorum.
+pub(crate) struct Disks<'a> {
+    pub(crate) logs: Vec<&'a Chain>,
+    pub(crate) quorum: usize,
+}
 
 #[derive(Default)]
 pub(crate) struct Committed {
@@ -13,14 +19,15 @@ pub(crate) struct Committed {
 }
 
 impl Committed {
-    /// `log` is the node's log; `disks` are everyone's durable logs.
+    /// `log` is the node's log; `tables` tells the disks of each table in force behind an index of it: at its end, by
+    /// which a leader counts, or at `upto`, by which a head of that size is certified. (The latter is enough: as long as
+    /// the change behind it is not committed, every election needs a quorum of the table before it.)
     pub(crate) fn commits<'a>(
         &mut self,
         node: usize,
         upto: LogIndex,
         log: &Chain,
-        disks: impl Iterator<Item = &'a Chain>,
-        quorum: usize,
+        tables: impl Fn(LogIndex) -> Vec<Disks<'a>>,
     ) -> Verdict {
         let known = upto.min(self.ledger.last());
         demand(log.at(known) == self.ledger.at(known), "state-machine safety", || {
@@ -35,9 +42,12 @@ impl Committed {
         {
             self.ledger.push(link.entry.clone());
         }
-        let holders = disks.filter(|d| d.at(upto) == log.at(upto)).count();
-        demand(holders >= quorum, "committed means durable on a quorum", || {
-            format!("n{node} commits {upto}, which {holders} disks hold; a quorum is {quorum}")
+        let holders = |d: &Disks<'_>| d.logs.iter().filter(|l| l.at(upto) == log.at(upto)).count();
+        let counts = |index| tables(index).iter().map(|d| (holders(d), d.quorum)).collect::<Vec<_>>();
+        let quorate = |counts: &[(usize, usize)]| counts.iter().all(|c| c.0 >= c.1);
+        let held = quorate(&counts(log.last())) || quorate(&counts(upto));
+        demand(held, "committed means durable on a quorum of every table", || {
+            format!("n{node} commits {upto}, on disks (of a quorum): {:?} or {:?}", counts(log.last()), counts(upto))
         })
     }
 
@@ -62,15 +72,19 @@ fn lost_changed_and_rashly_committed_entries_are_caught() {
     let ours = chain([noop(1, 1), noop(2, 1)]);
     let theirs = chain([noop(1, 1), noop(2, 2)]);
     let short = chain([noop(1, 1)]);
+    fn on<'a>(logs: &[&'a Chain], quorum: usize) -> Disks<'a> {
+        Disks { logs: logs.to_vec(), quorum }
+    }
     let mut check = Committed::default();
-    assert!(check.commits(0, LogIndex(1), &ours, [&ours, &theirs, &short].into_iter(), 2).is_ok());
-    assert!(
-        check.commits(0, LogIndex(2), &ours, [&ours, &theirs, &short].into_iter(), 2).is_err(),
-        "one disk of three"
-    );
+    let table = |_| vec![on(&[&ours, &theirs, &short], 2)];
+    assert!(check.commits(0, LogIndex(1), &ours, table).is_ok());
+    assert!(check.commits(0, LogIndex(2), &ours, table).is_err(), "one disk of three");
     let mut check = Committed::default();
-    assert!(check.commits(0, LogIndex(2), &ours, [&ours, &ours, &short].into_iter(), 2).is_ok());
-    assert!(check.commits(1, LogIndex(2), &theirs, [&theirs].into_iter(), 1).is_err(), "another entry");
+    let joint = |_| vec![on(&[&ours, &ours, &short], 2), on(&[&short, &ours, &short], 2)];
+    assert!(check.commits(0, LogIndex(2), &ours, joint).is_err(), "a quorum of one table of two");
+    let mut check = Committed::default();
+    assert!(check.commits(0, LogIndex(2), &ours, |_| vec![on(&[&ours, &ours, &short], 2)]).is_ok());
+    assert!(check.commits(1, LogIndex(2), &theirs, |_| vec![on(&[&theirs], 1)]).is_err(), "another entry");
     assert!(check.leads(1, &ours).is_ok());
     assert!(check.leads(1, &theirs).is_err(), "a leader with another entry");
     assert!(check.leads(2, &short).is_err(), "a leader that lacks one");

@@ -11,6 +11,7 @@ pub(crate) mod one_vote;
 pub(crate) mod outcomes;
 pub(crate) mod positions;
 pub(crate) mod promises;
+pub(crate) mod tables;
 
 /// Which rule was broken, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]

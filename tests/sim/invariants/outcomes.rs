@@ -9,13 +9,20 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 pub(crate) struct Outcomes {
     told: BTreeMap<Digest, Outcome>,
+    newest: Option<Digest>,
 }
 
 impl Outcomes {
     pub(crate) fn told(&mut self, key: Digest, outcome: Outcome, committed: &Chain) -> Verdict {
         let first = *self.told.entry(key).or_insert(outcome);
+        self.newest = Some(key);
         demand(first == outcome, "one outcome per request", || format!("told {first:?}, then {outcome:?}"))?;
         check(&key, &outcome, committed)
+    }
+
+    /// The request whose outcome was told last.
+    pub(crate) fn newest(&self) -> Option<Digest> {
+        self.newest
     }
 
     /// Everything told so far, against the log at the end.

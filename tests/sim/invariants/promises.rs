@@ -24,7 +24,7 @@ pub(crate) fn sends(node: usize, to: &NodeId, message: &Message, memory: &Chain,
             }
         }
         Message::HeartbeatReply { term, .. } => demand(disk.hard.term >= *term, rule, why),
-        Message::RequestVote { claim } => demand(disk.hard.vote == Some(*claim), rule, why),
+        Message::RequestVote { claim, .. } => demand(disk.hard.vote == Some(*claim), rule, why),
         Message::RequestVoteReply { term, granted: true, .. } => {
             demand(disk.hard.vote.is_some_and(|v| v.term == *term && v.candidate == *to), rule, why)
         }
@@ -80,7 +80,8 @@ fn promises_before_the_disk_are_caught() {
     assert!(sends(0, &id_of(2), &vote, &memory, &disk).is_err(), "a vote for somebody else");
     assert!(sends(0, &id_of(1), &vote, &memory, &empty).is_err(), "a vote not on the disk");
     assert!(
-        sends(0, &id_of(2), &Message::RequestVote { claim }, &memory, &empty).is_err(),
+        sends(0, &id_of(2), &Message::RequestVote { claim, under: Vec::new(), transfer: false }, &memory, &empty)
+            .is_err(),
         "a candidacy not on the disk"
     );
     assert!(signs_claim(0, &claim, &disk).is_ok());

@@ -38,12 +38,13 @@ fn the_same_signers_on_the_same_head_give_the_same_bytes() {
     let certificate = world.core(leader).certificate().unwrap().clone();
     let head = certificate.head;
     let table = world.genesis.in_force();
-    let under = vec![table.signed_for(&world.genesis.id())];
+    let under = [table.signed_for(&world.genesis.id())];
+    let tables = world.core(leader).tables().clone();
     let signers: Vec<NodeId> = certificate.signers(&table);
     let mut shares: Vec<(NodeId, Signature)> = signers
         .iter()
         .map(|id| {
-            let job = Crypto::SignHead { head, under: under.clone() };
+            let job = Crypto::SignHead { head, under: vec![(under[0], table.table.get(id).unwrap().bls_key)] };
             match world.nodes[crate::members::index_of(id)].executor.execute(job) {
                 Some(Input::HeadSigned { signatures, .. }) => (*id, signatures[0].1),
                 other => panic!("{other:?}"),
@@ -53,7 +54,7 @@ fn the_same_signers_on_the_same_head_give_the_same_bytes() {
     let mut certify = |node: usize| -> Vec<u8> {
         shares.reverse();
         let signatures: Vec<(SignedFor, Vec<(NodeId, Signature)>)> = vec![(under[0], shares.clone())];
-        match world.nodes[node].executor.execute(Crypto::CertifyHead { head, signatures }) {
+        match world.nodes[node].executor.execute(Crypto::CertifyHead { head, signatures, tables: tables.clone() }) {
             Some(Input::HeadCertified { certificate }) => certificate.encode(),
             other => panic!("{other:?}"),
         }

@@ -26,7 +26,7 @@ fn no_vote_leaves_before_the_disk_has_it() {
         last_size: 0,
         last_root: Digest([0; 32]),
     };
-    world.inject(1, 0, Message::RequestVote { claim });
+    world.inject(1, 0, world.vote_wanted(0, claim));
     world.run(200);
     assert_eq!(world.core(0).vote(), Some(&claim));
     assert_eq!(sent_by(&world, 0, 0).count(), 0, "nothing leaves while the disk hangs");
@@ -147,7 +147,7 @@ fn an_acknowledgement_is_void_once_the_term_changed() {
     world.propose(leader, "a");
     world.run(20);
     let before = world.recorded.len();
-    let news = Message::HeartbeatReply { term: term.next(), session: 0, wall: world.wall(), certified: 0 };
+    let news = Message::HeartbeatReply { term: term.next(), session: 0, round: 0, wall: world.wall(), certified: 0 };
     world.inject(leader, follower, news);
     world.unstall(follower);
     world.run(200);

@@ -1,10 +1,10 @@
 use super::cluster;
-use crate::members::id_of;
+use crate::members::{id_of, secret_of};
 use crate::net::Network;
 use crate::world::{Config, World};
 use concordat::certificate::ElectionClaim;
 use concordat::core::{Effect, Message, Role};
-use concordat::ids::{Digest, LogIndex, Term};
+use concordat::ids::{Digest, Epoch, LogIndex, Term};
 
 fn leaders(world: &World) -> usize {
     (0..world.size()).filter(|n| world.core(*n).role() == Role::Leader).count()
@@ -43,11 +43,12 @@ fn a_forced_split_vote_resolves() {
         let mut world = cluster(4, seed);
         // In the first term nobody is heard beyond its half: two votes of four elect nobody.
         world.drop_if(|from, to, m| {
-            matches!(m, Message::RequestVote { claim } if claim.term == Term(1)) && (from < 2) != (to < 2)
+            matches!(m, Message::RequestVote { claim, .. } if claim.term == Term(1)) && (from < 2) != (to < 2)
         });
         assert!(world.run_while_not(5_000, |w| w.leader().is_some()), "seed {seed}");
         assert!(world.core(world.leader().unwrap()).term() > Term(1));
-        let stood = world.sent().any(|(_, _, m)| matches!(m, Message::RequestVote { claim } if claim.term == Term(1)));
+        let stood =
+            world.sent().any(|(_, _, m)| matches!(m, Message::RequestVote { claim, .. } if claim.term == Term(1)));
         assert!(stood);
     }
 }
@@ -65,7 +66,7 @@ fn a_stale_vote_request_is_dropped_and_the_term_is_unchanged() {
     for node in [leader, follower] {
         let (term, from) = (world.core(node).term(), (0..3).find(|n| *n != node).unwrap());
         let before = world.recorded.len();
-        world.inject(from, node, Message::RequestVote { claim: claim(term.0 - 1, from, term.0, 1_000) });
+        world.inject(from, node, world.vote_wanted(node, claim(term.0 - 1, from, term.0, 1_000)));
         assert_eq!(world.core(node).term(), term);
         let answered = world.recorded[before..].iter().any(|r| matches!(r.2, Effect::Send { .. }));
         assert!(!answered, "a stale request gets no answer");
@@ -84,7 +85,7 @@ fn a_vote_for_a_shorter_log_is_refused() {
     let (term, last) = (world.core(0).term(), world.core(0).last_index());
     let last_term = world.nodes[0].memory.last_term();
     let before = world.recorded.len();
-    world.inject(1, 0, Message::RequestVote { claim: claim(term.0 + 1, 1, last_term.0, last.0 - 1) });
+    world.inject(1, 0, world.vote_wanted(0, claim(term.0 + 1, 1, last_term.0, last.0 - 1)));
     world.run(20);
     let granted = |w: &World, from: usize| {
         w.recorded[from..].iter().any(|r| {
@@ -92,7 +93,7 @@ fn a_vote_for_a_shorter_log_is_refused() {
         })
     };
     assert!(!granted(&world, before));
-    world.inject(1, 0, Message::RequestVote { claim: claim(term.0 + 2, 1, last_term.0, last.0) });
+    world.inject(1, 0, world.vote_wanted(0, claim(term.0 + 2, 1, last_term.0, last.0)));
     world.run(20);
     assert!(granted(&world, before), "an equal log gets the vote");
 }
@@ -109,13 +110,13 @@ fn a_restarted_voter_answers_the_same_claim_alike_and_no_other() {
         world.isolate(n);
     }
     let vote = claim(1, 1, 0, 0);
-    world.inject(1, 0, Message::RequestVote { claim: vote });
+    world.inject(1, 0, world.vote_wanted(0, vote));
     world.run(10);
     world.crash(0);
     world.start(0);
     for again in [vote, claim(1, 2, 0, 0), claim(1, 1, 1, 7), vote] {
         let from = if again.candidate == id_of(2) { 2 } else { 1 };
-        world.inject(from, 0, Message::RequestVote { claim: again });
+        world.inject(from, 0, world.vote_wanted(0, again));
         world.run(10);
     }
     let votes = votes_of(&world, 0);
@@ -236,9 +237,12 @@ fn a_leader_claimed_without_a_certificate_is_not_followed() {
     let leader = world.settle();
     let (follower, term) = (world.follower(), world.core(leader).term().next());
     let other = (0..3).find(|n| ![leader, follower].contains(n)).unwrap();
+    let to_keys = vec![secret_of(follower).public()];
     let beat = Message::Heartbeat {
         term,
         session: 1,
+        to_keys: to_keys.clone(),
+        round: 0,
         commit: LogIndex::ZERO,
         sign_point: LogIndex::ZERO,
         wall: world.wall(),
@@ -257,7 +261,11 @@ fn a_leader_claimed_without_a_certificate_is_not_followed() {
     forged.claim.term = term;
     let Message::Heartbeat { session, commit, sign_point, wall, .. } = beat else { unreachable!() };
     let election = Some(std::sync::Arc::new(forged));
-    world.inject(other, follower, Message::Heartbeat { term, session, commit, sign_point, wall, election });
+    world.inject(
+        other,
+        follower,
+        Message::Heartbeat { term, session, to_keys, round: 0, commit, sign_point, wall, election },
+    );
     world.run(20);
     assert_eq!(world.leader_of(follower), Some(leader));
     assert!(!world.nodes[follower].alarms.is_empty(), "a false leader is reported");
@@ -285,10 +293,18 @@ fn a_message_of_an_absurd_term_is_ignored() {
     for node in 0..3 {
         let from = (node + 1) % 3;
         let far = Term(u64::MAX);
-        world.inject(from, node, Message::RequestVote { claim: claim(u64::MAX, from, u64::MAX, u64::MAX) });
-        world.inject(from, node, Message::PreVote { term: far, last_index: LogIndex(9), last_term: far });
+        world.inject(from, node, world.vote_wanted(node, claim(u64::MAX, from, u64::MAX, u64::MAX)));
+        world.inject(
+            from,
+            node,
+            Message::PreVote { term: far, last_index: LogIndex(9), last_term: far, epoch: Epoch(0), keys: Vec::new() },
+        );
         world.inject(from, node, Message::PreVoteReply { term: far, granted: false, wall: 0 });
-        world.inject(from, node, Message::HeartbeatReply { term: far, session: 1, wall: world.wall(), certified: 0 });
+        world.inject(
+            from,
+            node,
+            Message::HeartbeatReply { term: far, session: 1, round: 0, wall: world.wall(), certified: 0 },
+        );
     }
     world.run(1_000);
     assert_eq!(world.core(leader).term(), term);

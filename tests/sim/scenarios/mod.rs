@@ -6,7 +6,10 @@ mod certificates;
 mod clocks;
 mod durability;
 mod elections;
+mod membership;
+mod reads;
 mod replication;
+mod transfer;
 
 use crate::world::{Config, World};
 

@@ -1,7 +1,7 @@
 use super::cluster;
 use crate::chain::Chain;
 use crate::invariants::planted::{noop, proposal};
-use crate::members::id_of;
+use crate::members::{id_of, secret_of};
 use crate::world::{Config, World};
 use concordat::certificate::Entry;
 use concordat::core::{Admission, AppendResult, Crypto, Effect, Message, Role};
@@ -199,6 +199,7 @@ fn a_leader_that_overwrites_its_own_term_halts_its_follower() {
     let append = Message::Append {
         term,
         session: 1,
+        to_keys: vec![secret_of(follower).public()],
         prev_index: last.prev(),
         prev_term: world.nodes[follower].memory.term_at(last.prev()),
         prev_root: Some(concordat::ids::Digest([5; 32])),
@@ -221,6 +222,7 @@ fn malformed_appends_are_refused_and_reported() {
     let append = |entries| Message::Append {
         term,
         session: 1,
+        to_keys: vec![secret_of(follower).public()],
         prev_index: last,
         prev_term: term,
         prev_root: None,
@@ -260,6 +262,7 @@ fn an_append_vouches_for_commits_and_signs_only_what_it_covers() {
     let append = Message::Append {
         term,
         session: 1,
+        to_keys: vec![secret_of(1).public()],
         prev_index: LogIndex(2),
         prev_term: Term(1),
         prev_root: None,

@@ -1,0 +1,91 @@
+//! Linearizable reads: whoever begins one sees everything that was committed anywhere before it began.
+
+use crate::invariants::{Verdict, demand};
+use crate::world::{Event, World};
+use concordat::core::Input;
+use concordat::ids::{Digest, LogIndex};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadState {
+    Pending,
+    /// May be served once this index is applied.
+    Ready(LogIndex),
+    Served,
+    Refused,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Read {
+    pub(crate) node: usize,
+    life: u64,
+    /// What was committed when it began.
+    must_see: LogIndex,
+    /// The newest request whose outcome a client had been told.
+    told: Option<Digest>,
+    pub(crate) state: ReadState,
+}
+
+fn sees(node: usize, index: LogIndex, must_see: LogIndex) -> Verdict {
+    demand(index >= must_see, "a linearizable read sees what was committed before it began", || {
+        format!("n{node} reads at {index}; {must_see} entries were committed before")
+    })
+}
+
+impl World {
+    /// Begins a linearizable read at a node that is up; tells its number.
+    pub(crate) fn read(&mut self, node: usize) -> usize {
+        let (must_see, told) = (self.invariants.committed.ledger.last(), self.invariants.outcomes.newest());
+        let life = self.nodes[node].life;
+        self.reads.push(Read { node, life, must_see, told, state: ReadState::Pending });
+        let read = self.reads.len() - 1;
+        self.coverage.count("read", "begun");
+        self.input(node, Input::Read { handle: read as u64 });
+        read
+    }
+
+    pub(crate) fn read_ready(&mut self, node: usize, handle: u64, index: LogIndex) {
+        let number = usize::try_from(handle).expect("a read");
+        let read = &mut self.reads[number];
+        assert_eq!((read.node, read.state), (node, ReadState::Pending), "a read is answered once, where it was asked");
+        read.state = ReadState::Ready(index);
+        let verdict = sees(node, index, read.must_see);
+        self.demand(verdict);
+        self.coverage.count("read", "confirmed");
+        self.serve(number);
+    }
+
+    pub(crate) fn read_refused(&mut self, handle: u64) {
+        let read = &mut self.reads[usize::try_from(handle).expect("a read")];
+        assert_eq!(read.state, ReadState::Pending, "a read is answered once");
+        read.state = ReadState::Refused;
+        self.coverage.count("read", "refused");
+    }
+
+    /// Serves a read that is confirmed once the state machine is there.
+    pub(crate) fn serve(&mut self, number: usize) {
+        let Read { node, life, must_see, told, state } = self.reads[number].clone();
+        let ReadState::Ready(index) = state else { return };
+        if !self.lives(node, life) {
+            return;
+        }
+        let machine = &self.nodes[node].machine;
+        if machine.applied < index {
+            self.at(1_000, Event::Serve { read: number });
+            return;
+        }
+        let holds = told.is_none_or(|key| machine.requests.contains_key(&key));
+        let verdict =
+            sees(node, machine.applied, must_see).and(demand(holds, "a read sees what was acknowledged", || {
+                format!("n{node} has applied {} and lacks an outcome that a client was told", machine.applied)
+            }));
+        self.demand(verdict);
+        self.reads[number].state = ReadState::Served;
+        self.coverage.count("read", "served");
+    }
+}
+
+#[test]
+fn a_stale_read_is_caught() {
+    assert!(sees(0, LogIndex(4), LogIndex(4)).is_ok());
+    assert!(sees(0, LogIndex(3), LogIndex(4)).is_err());
+}
