@@ -141,7 +141,8 @@ impl Frame {
     pub const fn lane(&self) -> Lane {
         match self {
             Self::Core(Message::Append { .. } | Message::Ballot { .. }) => Lane::Append,
-            Self::Submit { .. } => Lane::Bulk,
+            // Proofs of many changes are large, and nothing waits for them but a node that is behind.
+            Self::Submit { .. } | Self::Core(Message::Epochs { .. }) => Lane::Bulk,
             Self::Core(_) | Self::Submitted { .. } | Self::Hello { .. } => Lane::Control,
         }
     }

@@ -272,7 +272,10 @@ impl Core {
             return;
         }
         let id = ballot.id;
-        let until = self.now.mono + ballot.ttl_ms.min(MAX_TTL_MS);
+        // A leader that misbehaves may say anything, and the shell adds to it as this does.
+        let ttl_ms = ballot.ttl_ms.min(MAX_TTL_MS);
+        let ballot = if ballot.ttl_ms == ttl_ms { ballot } else { Arc::new(Ballot { ttl_ms, ..(*ballot).clone() }) };
+        let until = self.now.mono + ttl_ms;
         if self.asked.get(&id).is_some_and(|a| a.ballot.under != ballot.under) {
             // The same question under a new table is another one to sign.
             self.withdraw(id);
@@ -283,7 +286,8 @@ impl Core {
                 self.give(id, statement, under, signature);
             }
             Some(_) => {}
-            None if self.asked.len() < MAX_BALLOTS => {
+            // Proposals that wait must not keep members from changing.
+            None if self.asked.len() < MAX_BALLOTS || ballot.kind != Kind::Proposal => {
                 self.asked.insert(id, Asked { ballot: ballot.clone(), until, answer: Answer::Wanted });
                 self.effects.push(Effect::Ask { ballot });
             }

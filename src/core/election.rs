@@ -401,7 +401,8 @@ impl Core {
                 let prev = super::replication::Previous { index: prev_index, term: prev_term, root: prev_root };
                 self.on_append(from, session, &prev, entries, commit, sign_point);
             }
-            Message::Heartbeat { session, round, commit, sign_point, wall, .. } => {
+            Message::Heartbeat { session, round, commit, committed, sign_point, wall, .. } => {
+                self.told_commit = self.told_commit.max(committed);
                 self.on_heartbeat(from, (session, round), commit, sign_point, wall);
             }
             _ => {}

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Tables kept in memory of those that are no longer in force: whoever last heard of one of them is told what followed.
 const KEEP: usize = 16;
 
+/// How long proofs are being verified at most, milliseconds; until then no others are looked at.
+const CHECK_MS: u64 = 5_000;
+
 /// What equal and opposite keys share.
 type KeyName = [u8; 48];
 
@@ -28,6 +31,8 @@ struct EpochMark {
     set_at: LogIndex,
     /// The `EpochFinal` entry, once there is one; zero for the genesis.
     final_at: Option<LogIndex>,
+    /// The `Epoch` entry itself, for those who must be told of the change in flight.
+    entry: Option<Arc<Entry>>,
 }
 
 /// Every member table that this node knows, and where each came into force.
@@ -38,6 +43,8 @@ pub(super) struct Epochs {
     marks: VecDeque<EpochMark>,
     /// Keys of tables that are forgotten.
     retired: BTreeSet<KeyName>,
+    /// Members of tables that are forgotten.
+    former: BTreeSet<NodeId>,
     /// Proved to be in force one after another behind those of the log, which does not reach them yet.
     ahead: Vec<Arc<TableInForce>>,
     /// Said to be in flight behind all of these. An election certificate under it proves it: the quorum of the table
@@ -52,9 +59,16 @@ fn key_names(table: &TableInForce) -> impl Iterator<Item = KeyName> {
 impl Epochs {
     fn new(genesis: &Genesis) -> Self {
         let zero = LogIndex::ZERO;
-        let first = EpochMark { table: Arc::new(genesis.in_force()), set_at: zero, final_at: Some(zero) };
+        let first = EpochMark { table: Arc::new(genesis.in_force()), set_at: zero, final_at: Some(zero), entry: None };
         let marks = VecDeque::from([first]);
-        Self { genesis_id: genesis.id(), marks, retired: BTreeSet::new(), ahead: Vec::new(), in_flight: None }
+        Self {
+            genesis_id: genesis.id(),
+            marks,
+            retired: BTreeSet::new(),
+            former: BTreeSet::new(),
+            ahead: Vec::new(),
+            in_flight: None,
+        }
     }
 
     /// As a log left them.
@@ -114,14 +128,15 @@ impl Epochs {
     }
 
     /// Takes notice of an appended entry; returns whether the tables in force changed.
-    fn append(&mut self, entry: &Entry) -> bool {
+    fn append(&mut self, entry: &Arc<Entry>) -> bool {
         match entry.header.kind {
             Kind::Epoch => {
                 let table = MemberTable::decode_granted(&entry.body.payload).expect("checked before it was appended");
                 let before = &self.last().table;
                 let (epoch, rule) = (before.epoch.next(), before.rule);
                 let table = TableInForce { epoch, epoch_hash: entry.header.leaf_hash(), table, rule };
-                self.marks.push_back(EpochMark { table: Arc::new(table), set_at: entry.index(), final_at: None });
+                let (table, set_at) = (Arc::new(table), entry.index());
+                self.marks.push_back(EpochMark { table, set_at, final_at: None, entry: Some(entry.clone()) });
             }
             Kind::EpochFinal => self.marks.back_mut().expect("never empty").final_at = Some(entry.index()),
             _ => return false,
@@ -150,6 +165,7 @@ impl Epochs {
         while self.marks.len() > KEEP && self.marks[1].table.epoch < settled {
             let gone = self.marks.pop_front().expect("just seen");
             self.retired.extend(key_names(&gone.table));
+            self.former.extend(gone.table.table.members().iter().map(|m| m.did));
         }
     }
 
@@ -209,7 +225,7 @@ impl Epochs {
     }
 
     fn is_former(&self, id: &NodeId) -> bool {
-        self.marks.iter().any(|m| m.table.table.get(id).is_some())
+        self.former.contains(id) || self.marks.iter().any(|m| m.table.table.get(id).is_some())
     }
 }
 
@@ -344,7 +360,7 @@ impl Core {
         let reached = above.0 + chain.steps.len() as u64;
         let last = self.epochs.last();
         let in_flight: Vec<_> = (self.tables.is_joint() && reached == self.tables.current().epoch.0)
-            .then(|| self.log.get(last.set_at).cloned())
+            .then(|| last.entry.clone())
             .flatten()
             .into_iter()
             .collect();
@@ -366,7 +382,7 @@ impl Core {
             return;
         }
         // Nobody answers when they do not verify.
-        self.epochs_checked_until = self.now.mono + self.options.election_timeout_ms.0;
+        self.epochs_checked_until = self.now.mono + CHECK_MS;
         let in_flight = in_flight.into_iter().next();
         let genesis_id = self.genesis_id;
         self.effects.push(Effect::Crypto(Crypto::VerifyEpochs { genesis_id, base, chain, in_flight }));
@@ -505,7 +521,8 @@ impl Core {
         let State::Leader(lead) = &self.state else { return false };
         let Some(row) = self.tables.current().table.get(&member.did) else { return false };
         if row.role == Role::Voter {
-            return row.bls_key == member.bls_key || self.has_answered(&member.did);
+            let own = member.did == self.id && !self.keys.contains(&member.bls_key);
+            return row.bls_key == member.bls_key || (!own && self.has_answered(&member.did));
         }
         let near = |p: &Progress| p.flow == Flow::Replicate && p.matched.0 + MAX_PROMOTION_LAG >= self.log.last().0;
         row.bls_key == member.bls_key && lead.peers.get(&member.did).is_some_and(near)
@@ -524,7 +541,7 @@ impl Core {
         let request = Request {
             client: "membership".into(),
             request_id: hex::encode(salt),
-            deadline_ms: self.now.wall.max(self.log.last_proposed_at()) + ttl_ms,
+            deadline_ms: self.now.wall.max(self.log.last_proposed_at()).saturating_add(ttl_ms),
         };
         let under = self.tables.current().signed_for(&self.genesis_id);
         let payload = table.encode();
@@ -577,7 +594,8 @@ impl Core {
 
     /// Tells when a table is in force for good, and steps down when this leader is not in it.
     pub(super) fn settle_epochs(&mut self) {
-        let settled = self.epochs.settled(self.committed).table.clone();
+        // Durable here, too: the keys that it replaces are erased then, and the log must not fall back behind that.
+        let settled = self.epochs.settled(self.committed.min(self.log.durable())).table.clone();
         if settled.epoch > self.in_force {
             self.epochs.prune(self.committed);
             self.announce_in_force();

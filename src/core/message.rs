@@ -103,6 +103,8 @@ pub enum Message {
         round: u64,
         /// min(commit, the peer's match).
         commit: LogIndex,
+        /// The leader's commit index: tells the receiver how far behind it is, and nothing else.
+        committed: LogIndex,
         /// As in `Append`.
         sign_point: LogIndex,
         /// The leader's wall clock, for the bound on clock differences.

@@ -163,6 +163,8 @@ pub struct Core {
     hard_dirty: bool,
     log: Log,
     committed: LogIndex,
+    /// The highest commit index that a leader told of. Nothing is committed by it: it only says how far behind this is.
+    told_commit: LogIndex,
     delivered: LogIndex,
     applied: LogIndex,
     state: State,
@@ -229,6 +231,7 @@ impl Core {
             hard_dirty: false,
             log,
             committed,
+            told_commit: committed,
             delivered: committed,
             applied: committed,
             state: State::Follower,
@@ -373,6 +376,11 @@ impl Core {
     #[must_use]
     pub fn committed(&self) -> LogIndex {
         self.committed
+    }
+    /// The highest commit index heard of, here or at a leader.
+    #[must_use]
+    pub fn known_commit(&self) -> LogIndex {
+        self.committed.max(self.told_commit)
     }
     /// The last index appended here.
     #[must_use]

@@ -8,6 +8,9 @@ use crate::limits::MAX_APPEND_BYTES;
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
+/// No clock of an honest leader says so: beyond it there would be no times left to add to.
+const LATEST_MS: u64 = u64::MAX / 4;
+
 /// What an append rests on.
 pub(super) struct Previous {
     pub(super) index: LogIndex,
@@ -127,6 +130,7 @@ impl Core {
             round: lead.reads.newest,
             // Never beyond what the peer is known to hold: it would take other entries there for committed ones.
             commit: self.committed.min(peer.matched),
+            committed: self.committed,
             sign_point: lead.sign_point.as_ref().map_or(LogIndex::ZERO, |s| s.index()),
             wall: self.now.wall,
             election: (!peer.proved).then(|| lead.election.clone()),
@@ -403,7 +407,7 @@ impl Core {
             let fine = e.index() == before.0.next()
                 && e.term() >= before.1
                 && e.term() <= self.hard.term
-                && e.header.proposed_at >= before.2
+                && (before.2..=LATEST_MS).contains(&e.header.proposed_at)
                 && self.carries_proof(e);
             before = (e.index(), e.term(), e.header.proposed_at);
             fine

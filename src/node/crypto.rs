@@ -184,8 +184,10 @@ fn verify_epochs(
     let next = |entry: &Entry| {
         let table = MemberTable::decode(&entry.body.payload).inspect_err(|e| ignored(e)).ok()?;
         let (epoch, epoch_hash) = (last.epoch.next(), entry.header.leaf_hash());
-        let fits = entry.header.kind == Kind::Epoch && entry.header.epoch == last.epoch;
-        fits.then(|| Arc::new(TableInForce { epoch, epoch_hash, table, rule: last.rule }))
+        // Granted by a quorum of the table before: nobody becomes a peer by a table that he made up.
+        let granted = entry.header.verify_outcome(genesis_id, &last).inspect_err(|e| ignored(e)).is_ok();
+        let fits = entry.header.kind == Kind::Epoch && entry.header.tally.is_some();
+        (fits && granted).then(|| Arc::new(TableInForce { epoch, epoch_hash, table, rule: last.rule }))
     };
     let in_flight = match in_flight {
         None => None,

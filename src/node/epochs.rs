@@ -3,8 +3,9 @@
 
 use super::queries::{QueryError, not_found};
 use crate::certificate::{Entry, EpochChain, EpochStep, Genesis, HeadCertificate, Kind, MemberTable, TableInForce};
-use crate::ids::Epoch;
+use crate::ids::{Epoch, NodeId};
 use crate::storage::Store;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One change.
@@ -57,6 +58,12 @@ impl Epochs {
             None => Some(&self.genesis),
             Some(at) => self.steps.get(usize::try_from(at).ok()?).map(|s| &s.table),
         }
+    }
+
+    /// Everyone who ever was a member, with the last address known.
+    pub(super) fn addresses(&self) -> BTreeMap<NodeId, String> {
+        let tables = std::iter::once(&self.genesis).chain(self.steps.iter().map(|s| &s.table));
+        tables.flat_map(|t| t.table.members()).map(|m| (m.did, m.address.clone())).collect()
     }
 
     /// The joint certificate that closed an epoch. Its first half is signed by the table of that epoch.

@@ -1,5 +1,5 @@
 //! The effect executor: feeds the core, executes its effects, and sees what was asked of a node through. Everything that
-//! it does to the world goes through [`Devices`], so that the simulator drives these very lines.
+//! it does to the world goes through [`Devices`].
 
 use super::Ended;
 use super::ballots::Lookups;
@@ -69,6 +69,9 @@ pub trait Devices {
     fn ballot(&self, id: &ProposalId) -> Option<Arc<Ballot>>;
     /// A peer's HTTP address.
     fn http_address(&self, id: &NodeId) -> Option<String>;
+    /// A request that a leader had taken, and its caller was told so, has no chance any more: whoever still waits for its
+    /// end must hear of it.
+    fn give_up(&mut self, key: &Digest, why: ProposeError);
     /// A peer says where it serves HTTP.
     fn note_http(&mut self, id: NodeId, address: Option<String>);
     /// Something to measure.
@@ -145,6 +148,8 @@ pub struct View {
     pub leader: Option<NodeId>,
     /// The commit index.
     pub committed: LogIndex,
+    /// The highest commit index heard of, here or at the leader.
+    pub known_commit: LogIndex,
     /// The last index fsynced here.
     pub durable: LogIndex,
     /// The last index appended here.
@@ -250,6 +255,11 @@ impl<D> Executor<D> {
             fresh_at: None,
             stop: None,
         }
+    }
+
+    /// Members of old, who may ask what changed since; with their addresses.
+    pub fn remember(&mut self, members: BTreeMap<NodeId, String>) {
+        self.known.extend(members);
     }
 
     /// The core.
@@ -518,13 +528,14 @@ impl<D: Devices> Executor<D> {
         let matched = core.tables().members().into_iter();
         let now = self.devices.now().mono;
         // What a leader in contact has told us is all applied.
-        let fresh = self.applied >= core.committed();
+        let fresh = self.applied >= core.known_commit();
         self.fresh_at = core.leader_contact().filter(|_| fresh).map(|at| at.min(now)).max(self.fresh_at);
         let view = View {
             role: core.role(),
             term: core.term(),
             leader: core.leader(),
             committed: core.committed(),
+            known_commit: core.known_commit(),
             durable: core.durable(),
             last: core.last_index(),
             pending: self.pending.len() as u64,

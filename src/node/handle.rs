@@ -23,11 +23,14 @@ use tokio::sync::oneshot;
 /// ordinary load does not fill the table.
 const UNNAMED_HORIZON_MS: u64 = 60_000;
 
+/// How a request came to its end: applied, or given up after a leader had taken it.
+pub(super) type Finish = Result<LogIndex, ProposeError>;
+
 /// Waits for a request to be applied, and leaves nothing behind when its caller gives up.
 struct Waiter {
     shared: Arc<Shared>,
     key: Digest,
-    done: oneshot::Receiver<LogIndex>,
+    done: oneshot::Receiver<Finish>,
 }
 
 impl Drop for Waiter {
@@ -103,7 +106,7 @@ impl Handle {
         &self,
         submission: Submission,
         wait: Wait,
-        done: &mut oneshot::Receiver<LogIndex>,
+        done: &mut oneshot::Receiver<Finish>,
         status: &mut ProposalStatus,
     ) -> Result<Option<LogIndex>, ProposeError> {
         let (tell, mut taken) = oneshot::channel();
@@ -113,7 +116,7 @@ impl Handle {
         })?;
         tokio::select! {
             biased;
-            applied = &mut *done => return applied.map(Some).map_err(|_| ProposeError::Closed),
+            finish = &mut *done => return finish.map_err(|_| ProposeError::Closed)?.map(Some),
             // Told nothing: it was routed to nobody because it is committed already, and `done` will say so.
             answer = &mut taken => if let Ok(answer) = answer {
                 status.id = Some(answer?);
@@ -124,7 +127,7 @@ impl Handle {
         }
         let mut ended = self.shared.ended.subscribe();
         tokio::select! {
-            applied = &mut *done => applied.map(Some).map_err(|_| ProposeError::Closed),
+            finish = &mut *done => finish.map_err(|_| ProposeError::Closed)?.map(Some),
             _ = ended.wait_for(Option::is_some) => Err(ProposeError::Closed),
         }
     }
@@ -191,8 +194,8 @@ impl Handle {
         let now = wall_ms().max(self.shared.view().log_time);
         // An unnamed request can only be repeated by this node, and only while it lives.
         let horizon = if request_id.is_some() { DEFAULT_REQUEST_HORIZON_MS } else { ttl_ms + UNNAMED_HORIZON_MS };
-        let deadline_ms = deadline_ms.unwrap_or(now + horizon);
-        if deadline_ms > now + MAX_REQUEST_HORIZON_MS {
+        let deadline_ms = deadline_ms.unwrap_or(now.saturating_add(horizon));
+        if deadline_ms > now.saturating_add(MAX_REQUEST_HORIZON_MS) {
             return Err(ProposeError::InvalidDeadline);
         }
         let request = Request {

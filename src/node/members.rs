@@ -53,6 +53,11 @@ impl Handle {
         if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl_ms) {
             return Err(ChangeError::InvalidTtl);
         }
+        // Another node's table may be older, and so its verdict wrong.
+        let leader = self.shared.view().leader;
+        if leader != Some(self.shared.id) {
+            return Err(ChangeError::NotLeader { leader });
+        }
         let tables = self.shared.tables();
         let current = tables.current();
         if base_epoch.is_some_and(|base| base != current.epoch.0) {
@@ -84,13 +89,19 @@ impl Handle {
         Ok(answer(epoch.0, &table))
     }
 
-    /// Makes a second BLS key in this node's store, durably, to replace the first one by a [`MemberOp::RotateKey`].
+    /// Makes a second BLS key in this node's store, durably, to replace the first one by a [`MemberOp::RotateKey`]. As long
+    /// as there is one, it is the one that is given.
     ///
     /// # Errors
     /// [`super::QueryError::Store`].
     pub async fn make_key(&self) -> Result<NewKey, super::QueryError> {
         let shared = self.shared.clone();
         let made = tokio::task::spawn_blocking(move || {
+            let _turn = shared.rotation();
+            // One that was made before may stand in a table by now, or be about to: it must not be lost for another.
+            if let Some(key) = shared.signer.second_key() {
+                return Ok(NewKey { id: shared.id, bls_key: key.public(), possession: key.prove_possession() });
+            }
             let key = Arc::new(SecretKey::generate(&random()));
             shared.store.add_key(&key).map_err(|e| super::QueryError::Store(e.into()))?;
             // Shown, and used, only after it is durable.
@@ -109,11 +120,16 @@ impl Handle {
     /// # Errors
     /// [`TransferError`].
     pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<Transferred, TransferError> {
+        if to == Some(self.shared.id) && self.shared.view().leader == to {
+            // Perhaps by an earlier try whose answer was lost.
+            return Ok(Transferred { leader: to });
+        }
         let (done, transferred) = oneshot::channel();
         self.query(Query::Transfer { to, done }).await.ok_or(TransferError::Closed)?;
-        let leader = self.shared.view().leader;
-        match transferred.await.map_err(|_| TransferError::Closed)? {
-            Transfer::Done => Ok(Transferred { leader: self.shared.view().leader.filter(|l| *l != self.shared.id) }),
+        let outcome = transferred.await.map_err(|_| TransferError::Closed)?;
+        let leader = self.shared.view().leader.filter(|l| *l != self.shared.id);
+        match outcome {
+            Transfer::Done => Ok(Transferred { leader }),
             Transfer::TimedOut => Err(TransferError::TimedOut),
             Transfer::Replaced => Err(TransferError::Replaced),
             Transfer::NotLeader => Err(TransferError::NotLeader { leader }),
@@ -180,8 +196,18 @@ impl Handle {
 /// Applies changes to a table, step by step.
 fn next_rows(current: &TableInForce, changes: Vec<MemberOp>) -> Result<Vec<Member>, ChangeError> {
     let mut rows = current.table.members().to_vec();
+    let mut rotated = Vec::new();
     for change in changes {
+        if let MemberOp::RotateKey { id, .. } = &change {
+            rotated.push(*id);
+        }
         step(&mut rows, change)?;
+    }
+    for row in rows.iter().filter(|r| r.role == Role::Voter && !rotated.contains(&r.did)) {
+        if current.table.get(&row.did).is_some_and(|m| m.bls_key != row.bls_key) {
+            let detail = "comes back with a fresh store: as a learner first, and a voter once it holds the log".into();
+            return Err(ChangeError::DoesNotApply { id: row.did, detail });
+        }
     }
     Ok(rows)
 }

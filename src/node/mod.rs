@@ -168,6 +168,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     let (transport, incoming) = Transport::bind(&identity, listen, peers, hello, transport::Options::default()).await?;
     let (events_in, events) = mpsc::channel(EVENTS);
     let signer = Arc::new(Signer::new(std::iter::once(recovered.bls).chain(recovered.next_bls).collect()));
+    let members_of_old = replica.epochs.addresses();
     let shared = Arc::new(Shared::new(Parts {
         id,
         genesis: genesis.clone(),
@@ -196,6 +197,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     let machine = Machine { shared: shared.clone(), mailbox: mailbox.clone(), committer, pool, applier, clock };
     let settings = Settings { rules: config.rules, max_pending: config.limits.pending, forward: config.http.forward };
     let mut executor = Executor::new(id, core, machine, settings, applied);
+    executor.remember(members_of_old);
     executor.show();
     let owner = Owner { executor, mailbox, clock, events, incoming };
     tokio::spawn(supervise(owner, shared.clone()));

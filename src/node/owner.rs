@@ -7,6 +7,7 @@ use super::crypto::Pool;
 use super::executor::{Devices, Event, Executor, Looked, Lookup, Observed, Subject, View};
 use super::mailbox::Mailbox;
 use super::shared::Shared;
+use crate::api::ProposeError;
 use crate::certificate::{Entry, HeadCertificate, MemberTable, PublicKey, TableInForce};
 use crate::core::{Ballot, Crypto, Input, Now, Tables, Write};
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId};
@@ -194,13 +195,16 @@ impl Devices for Machine {
         let Some(row) = table.table.get(&self.shared.id) else { return };
         let Some(next) = self.shared.signer.second_key().filter(|k| k.public() == row.bls_key) else { return };
         let (shared, mailbox) = (self.shared.clone(), self.mailbox.clone());
-        tokio::task::spawn_blocking(move || match shared.store.replace_key(&next) {
-            Ok(()) => {
-                shared.signer.set_keys(vec![next]);
-                mailbox.put(Input::Keys(shared.signer.public_keys()));
-                tracing::info!("the former BLS key is erased");
+        tokio::task::spawn_blocking(move || {
+            let _turn = shared.rotation();
+            match shared.store.replace_key(&next) {
+                Ok(()) => {
+                    shared.signer.set_keys(vec![next]);
+                    mailbox.put(Input::Keys(shared.signer.public_keys()));
+                    tracing::info!("the former BLS key is erased");
+                }
+                Err(why) => mailbox.fail(format!("the former BLS key cannot be replaced: {why}")),
             }
-            Err(why) => mailbox.fail(format!("the former BLS key cannot be replaced: {why}")),
         });
     }
 
@@ -233,6 +237,10 @@ impl Devices for Machine {
 
     fn http_address(&self, id: &NodeId) -> Option<String> {
         self.shared.http_address(id)
+    }
+
+    fn give_up(&mut self, key: &Digest, why: ProposeError) {
+        self.shared.give_up(key, why);
     }
 
     fn note_http(&mut self, id: NodeId, address: Option<String>) {

@@ -129,7 +129,11 @@ impl<D: Devices> Executor<D> {
             if let Some(pending) = self.pending.remove(&key) {
                 self.origins.remove(&pending.handle);
                 self.devices.observe(Observed::Proposal(crate::telemetry::Outcome::Expired));
+                let had_leader = pending.id.is_some();
                 pending.tell(Err(ProposeError::Unavailable));
+                if had_leader {
+                    self.devices.give_up(&key, ProposeError::Unavailable);
+                }
             }
         }
         for key in due {
@@ -208,7 +212,10 @@ impl<D: Devices> Executor<D> {
         }
         if let Some(refusal) = refusal(&admission) {
             if let Some(pending) = self.pending.remove(&key) {
-                pending.tell(Err(refusal));
+                pending.tell(Err(refusal.clone()));
+            }
+            if had_leader {
+                self.devices.give_up(&key, refusal);
             }
             return;
         }

@@ -282,10 +282,11 @@ impl Handle {
             Some("the node has stopped".into())
         } else if view.leader.is_none() {
             Some("no leader is known".into())
-        } else if view.committed > view.durable {
-            Some(format!("catching up: {} of {} entries are here", view.durable, view.committed))
-        } else if view.committed.0.saturating_sub(applied.0) > MAX_PAGE as u64 {
-            Some(format!("catching up: {applied} of {} entries are applied", view.committed))
+        } else if view.known_commit.0.saturating_sub(view.durable.0) > MAX_PAGE as u64 {
+            // A few are always on their way while the leader takes proposals.
+            Some(format!("catching up: {} of {} entries are here", view.durable, view.known_commit))
+        } else if view.known_commit.0.saturating_sub(applied.0) > MAX_PAGE as u64 {
+            Some(format!("catching up: {applied} of {} entries are applied", view.known_commit))
         } else {
             None
         }

@@ -5,7 +5,8 @@ use super::applied::Replica;
 use super::clock::Clock;
 use super::crypto::Signer;
 use super::executor::{Event, View};
-use crate::api::OpenBallot;
+use super::handle::Finish;
+use crate::api::{OpenBallot, ProposeError};
 use crate::certificate::{Genesis, HeadCertificate, Kind, MemberTable, PublicKey};
 use crate::core::{Ballot, Tables};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
@@ -28,13 +29,15 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) events: mpsc::Sender<Event>,
     replica: RwLock<Replica>,
-    waiters: Mutex<HashMap<Digest, Vec<oneshot::Sender<LogIndex>>>>,
+    waiters: Mutex<HashMap<Digest, Vec<oneshot::Sender<Finish>>>>,
     pub(super) applied: watch::Sender<LogIndex>,
     pub(super) certificate: watch::Sender<Option<Arc<HeadCertificate>>>,
     pub(super) ended: watch::Sender<Option<Ended>>,
     view: Mutex<View>,
     ballots: Mutex<BTreeMap<ProposalId, (Arc<Ballot>, u64)>>,
     http: Mutex<BTreeMap<NodeId, String>>,
+    /// Held while keys are made or erased.
+    rotation: Mutex<()>,
 }
 
 /// What a node is made of, before anything runs.
@@ -75,6 +78,7 @@ impl Shared {
             view: Mutex::default(),
             ballots: Mutex::default(),
             http: Mutex::new(http),
+            rotation: Mutex::default(),
         }
     }
 
@@ -95,6 +99,11 @@ impl Shared {
         *self.tables.write().expect("no holder of this lock panics") = tables;
     }
 
+    /// One at a time makes or erases keys, in the store and at the signer.
+    pub(super) fn rotation(&self) -> MutexGuard<'_, ()> {
+        lock(&self.rotation)
+    }
+
     /// Whether this node's store holds a key.
     pub(super) fn holds(&self, key: &PublicKey) -> bool {
         self.signer.public_keys().contains(key)
@@ -110,7 +119,7 @@ impl Shared {
 
     /// Resolves with its index once an entry with this request key is applied. Register first, then look whether one is
     /// already.
-    pub(super) fn wait_for(&self, key: Digest) -> oneshot::Receiver<LogIndex> {
+    pub(super) fn wait_for(&self, key: Digest) -> oneshot::Receiver<Finish> {
         let (done, wait) = oneshot::channel();
         let mut waiters = lock(&self.waiters);
         let list = waiters.entry(key).or_default();
@@ -133,11 +142,13 @@ impl Shared {
     pub(super) fn wake(&self, applied: &[(Digest, LogIndex)]) {
         let mut waiters = lock(&self.waiters);
         for (key, index) in applied {
-            for waiter in waiters.remove(key).into_iter().flatten() {
-                // A waiter that gave up is no news.
-                let _gone = waiter.send(*index);
-            }
+            finish(waiters.remove(key), &Ok(*index));
         }
+    }
+
+    /// A request that a leader had taken will not come to be applied by this node's doing.
+    pub(super) fn give_up(&self, key: &Digest, why: ProposeError) {
+        finish(lock(&self.waiters).remove(key), &Err(why));
     }
 
     pub(super) fn certified_size(&self) -> u64 {
@@ -182,6 +193,13 @@ impl Shared {
 
     pub(super) fn http_address(&self, id: &NodeId) -> Option<String> {
         lock(&self.http).get(id).cloned()
+    }
+}
+
+fn finish(waiters: Option<Vec<oneshot::Sender<Finish>>>, how: &Finish) {
+    for waiter in waiters.into_iter().flatten() {
+        // A waiter that gave up is no news.
+        let _gone = waiter.send(how.clone());
     }
 }
 

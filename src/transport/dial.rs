@@ -68,7 +68,7 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, endpoint: quinn::Endpoin
 }
 
 async fn redial(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, link: &Arc<Link>) {
-    let id = link.peer.id;
+    let id = link.id;
     let config = match client_config(shared, id) {
         Ok(config) => config,
         Err(error) => {
@@ -109,9 +109,9 @@ async fn redial(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, link: &Arc<Lin
                 let reason = error.to_string();
                 // One line per cause, not per attempt.
                 if reason == last_failure {
-                    tracing::debug!(peer = %id, address = link.peer.address, reason, "cannot connect");
+                    tracing::debug!(peer = %id, address = link.address(), reason, "cannot connect");
                 } else {
-                    tracing::warn!(peer = %id, address = link.peer.address, reason, "cannot connect; retrying");
+                    tracing::warn!(peer = %id, address = link.address(), reason, "cannot connect; retrying");
                     last_failure = reason;
                 }
             }
@@ -140,8 +140,8 @@ async fn dial(
     config: &quinn::ClientConfig,
     attempt: usize,
 ) -> Result<Connection, DialError> {
-    let address = resolve(endpoint, &link.peer.address, attempt).await?;
-    shared.dialed.set(link.peer.id, Some(address));
+    let address = resolve(endpoint, &link.address(), attempt).await?;
+    shared.dialed.set(link.id, Some(address));
     let connection = endpoint.connect_with(config.clone(), address, SERVER_NAME)?.await?;
     // TLS 1.3 tells the dialer that the handshake is done before the other side has judged its certificate. Only the
     // stream that the peer opens says that it did.
@@ -161,7 +161,7 @@ async fn resolve(endpoint: &quinn::Endpoint, address: &str, attempt: usize) -> R
 
 /// Sends what is queued until the connection ends.
 async fn send_all(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) {
-    let peer = link.peer.id;
+    let peer = link.id;
     let closing = Closing { connection, code: close_code::GOING_AWAY, reason: b"closed by the sender" };
     let connection = &closing.connection;
     let mut writers = JoinSet::new();

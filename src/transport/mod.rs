@@ -228,7 +228,9 @@ impl Outlets {
 /// One peer, and the way to it while there is one.
 #[derive(Debug)]
 struct Link {
-    peer: Peer,
+    id: NodeId,
+    /// Where to dial next; a connection that stands is kept.
+    address: Mutex<String>,
     /// See [`Peer::former`].
     former: AtomicBool,
     outlets: RwLock<Option<Outlets>>,
@@ -238,6 +240,18 @@ struct Link {
 }
 
 impl Link {
+    fn address(&self) -> String {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes another address or standing over.
+    fn update(&self, peer: Peer) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = peer.address;
+        if self.former.swap(peer.former, Ordering::Relaxed) && !peer.former {
+            self.is_up.notify_one();
+        }
+    }
+
     fn outlets(&self) -> std::sync::RwLockReadGuard<'_, Option<Outlets>> {
         self.outlets.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -385,7 +399,7 @@ impl Transport {
     }
 
     /// Replaces the peers: dials and accepts only these from now on, and closes the connections of all others. A peer
-    /// whose address changed is dialed anew.
+    /// whose address changed is dialed there once the connection that stands has ended.
     pub fn set_members(&self, members: Vec<Peer>) {
         let Some(endpoint) = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
         let mut added = Vec::new();
@@ -394,18 +408,16 @@ impl Transport {
             let mut old = std::mem::take(&mut *table);
             for peer in members.into_iter().filter(|p| p.id != self.shared.local) {
                 let link = match old.remove(&peer.id) {
-                    // A connection that stands is kept: by it a member that was just left out hears of it.
-                    Some(link) if link.peer.address == peer.address => {
-                        link.former.store(peer.former, Ordering::Relaxed);
+                    // A connection that stands is kept: whoever moves, or was just left out, is heard until it ends.
+                    Some(link) => {
+                        link.update(peer);
                         link
                     }
-                    changed => {
-                        if let Some(link) = changed {
-                            link.cancel.cancel();
-                        }
+                    None => {
                         let link = Arc::new(Link {
+                            id: peer.id,
+                            address: Mutex::new(peer.address),
                             former: AtomicBool::new(peer.former),
-                            peer,
                             outlets: RwLock::new(None),
                             is_up: Notify::new(),
                             cancel: self.shared.shutdown.child_token(),
@@ -414,7 +426,7 @@ impl Transport {
                         link
                     }
                 };
-                if let Some(twice) = table.insert(link.peer.id, link) {
+                if let Some(twice) = table.insert(link.id, link) {
                     twice.cancel.cancel();
                 }
             }

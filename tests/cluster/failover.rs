@@ -5,6 +5,7 @@ use concordat::api::{FederatedConsensus, ProposalState, ProposalStatus, Propose,
 use concordat::certificate::{Kind, Policy};
 use concordat::ids::{LogIndex, ProposalId};
 use concordat::node::Handle;
+use concordat::node::clock::wall_ms;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -18,7 +19,14 @@ fn named(payload: Value) -> Propose {
 /// Proposes in the background; the answer is demanded to be a certified one.
 fn certified(node: &Handle, propose: Propose) -> JoinHandle<ProposalStatus> {
     let node = node.clone();
-    tokio::spawn(async move { certify(&node, propose).await })
+    tokio::spawn(async move {
+        // A refusal for want of room came before anything was taken: a client tries again.
+        let refused = |answer: &Result<ProposalStatus, ProposeError>| matches!(answer, Err(ProposeError::Backpressure));
+        while refused(&node.submit(Propose { wait: Wait::Accepted, ..propose.clone() }).await) {
+            tokio::task::yield_now().await;
+        }
+        certify(&node, propose).await
+    })
 }
 
 /// The ballot that waits for this member, other than one.
@@ -154,5 +162,26 @@ async fn of_two_payloads_under_one_request_id_sent_while_nobody_leads_one_is_cer
     assert_eq!(certified.expect("one is taken").state, ProposalState::Certified);
     assert_eq!(refused, Err(ProposeError::RequestIdReused));
     cluster.settled().await;
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_whose_deadline_passes_while_nobody_leads_is_answered_as_expired() {
+    let mut cluster = Cluster::start(&MANUAL).await;
+    let leader = cluster.leader().await;
+    let (origin, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let deadline = wall_ms() + 5_000;
+    let propose = Propose { deadline_ms: Some(deadline), wait_ms: Some(120_000), ..named(set_config("k", "v")) };
+    let taken = cluster.node(origin).submit(Propose { wait: Wait::Accepted, ..propose.clone() }).await;
+    assert!(taken.expect("a leader takes it").id.is_some());
+    let node = cluster.node(origin).clone();
+    let answer = tokio::spawn(async move { node.submit(propose).await });
+    ballot_at(cluster.node(origin), None).await;
+    cluster.stop_node(other).await;
+    cluster.stop_node(leader).await;
+    until("the deadline is past", || async { (wall_ms() > deadline).then_some(()) }).await;
+    cluster.start_node(other).await;
+    let answer = within("the answer", answer).await.expect("no panic");
+    assert_eq!(answer, Err(ProposeError::RequestExpired), "its caller had been told that it was taken");
     cluster.close().await;
 }

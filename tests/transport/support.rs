@@ -116,6 +116,7 @@ pub(crate) fn heartbeat(context: u64) -> Frame {
         to_keys: vec![concordat::certificate::PublicKey([1; 48])],
         round: 0,
         commit: LogIndex(1),
+        committed: LogIndex(0),
         sign_point: LogIndex(0),
         wall: context,
         election: None,

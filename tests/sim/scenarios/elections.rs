@@ -244,6 +244,7 @@ fn a_leader_claimed_without_a_certificate_is_not_followed() {
         to_keys: to_keys.clone(),
         round: 0,
         commit: LogIndex::ZERO,
+        committed: LogIndex(0),
         sign_point: LogIndex::ZERO,
         wall: world.wall(),
         election: None,
@@ -264,7 +265,17 @@ fn a_leader_claimed_without_a_certificate_is_not_followed() {
     world.inject(
         other,
         follower,
-        Message::Heartbeat { term, session, to_keys, round: 0, commit, sign_point, wall, election },
+        Message::Heartbeat {
+            term,
+            session,
+            to_keys,
+            round: 0,
+            commit,
+            committed: LogIndex(0),
+            sign_point,
+            wall,
+            election,
+        },
     );
     world.run(20);
     assert_eq!(world.leader_of(follower), Some(leader));
