@@ -329,7 +329,7 @@ impl Core {
         };
         if term < self.hard.term {
             // The sender leads no more; our term frees it, and frees us if we are ahead by an election that failed.
-            let (term, wall) = (self.hard.term, self.now.wall);
+            let (term, wall) = (self.hard.term, 0);
             let reply = Message::HeartbeatReply { term, session: 0, round: 0, wall, certified: 0 };
             self.unsealed.push(Held::Reply { to: from, message: Box::new(reply) });
             return;

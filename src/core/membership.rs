@@ -302,6 +302,12 @@ impl Core {
         gone && self.epochs.is_former(&self.id)
     }
 
+    /// The newest table whose `EpochFinal` is known to be committed.
+    #[must_use]
+    pub fn in_force(&self) -> &Arc<TableInForce> {
+        &self.epochs.settled(self.committed).table
+    }
+
     /// The tables in force at the end of this node's log.
     #[must_use]
     pub fn tables(&self) -> &Arc<Tables> {
@@ -521,8 +527,7 @@ impl Core {
         let State::Leader(lead) = &self.state else { return false };
         let Some(row) = self.tables.current().table.get(&member.did) else { return false };
         if row.role == Role::Voter {
-            let own = member.did == self.id && !self.keys.contains(&member.bls_key);
-            return row.bls_key == member.bls_key || (!own && self.has_answered(&member.did));
+            return row.bls_key == member.bls_key || self.has_answered(&member.did);
         }
         let near = |p: &Progress| p.flow == Flow::Replicate && p.matched.0 + MAX_PROMOTION_LAG >= self.log.last().0;
         row.bls_key == member.bls_key && lead.peers.get(&member.did).is_some_and(near)

@@ -517,8 +517,8 @@ impl Core {
         for held in std::mem::take(&mut self.unsealed) {
             if self.is_durable(&held) {
                 self.let_go(held);
-            } else if self.held.back().is_none_or(|h| h.1 != held) {
-                // A leader asks again and again while a disk hangs; one answer to the same question is enough.
+            } else if !self.held.iter().rev().take_while(|h| h.0 == seq).any(|h| h.1 == held) {
+                // Others ask again and again while a disk hangs; one answer to the same question is enough.
                 self.held.push_back((seq, held));
             }
         }
@@ -569,6 +569,7 @@ impl Core {
             }
             Held::Reply { to, mut message } => {
                 // The clock as it is when the answer leaves: waiting for the disk must not look like a clock difference.
+                // (Until then there is none in it, so that two answers to one question are equal.)
                 if let Message::HeartbeatReply { wall, .. } = &mut *message {
                     *wall = self.now.wall;
                 }
@@ -674,10 +675,14 @@ impl Core {
 
     /// splitmix64.
     fn draw(&mut self, below: u64) -> u64 {
+        // Nothing to choose leaves no trace: with fixed timeouts, states that differ in nothing else stay equal.
+        if below <= 1 {
+            return 0;
+        }
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below.max(1)
+        (z ^ (z >> 31)) % below
     }
 }

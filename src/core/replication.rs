@@ -437,7 +437,7 @@ impl Core {
             term: self.hard.term,
             session,
             round,
-            wall: self.now.wall,
+            wall: 0,
             certified: self.certificate.as_ref().map_or(0, |c| c.head.size),
         };
         self.unsealed.push(Held::Reply { to: from, message: Box::new(message) });

@@ -90,7 +90,7 @@ impl Handle {
         if entry.is_some_and(|index| self.is_expired(index, &key)) {
             return Err(ProposeError::RequestExpired);
         }
-        self.settle((&key, &asked), wait, patience, status).await
+        self.settle((&key, &asked, entry), wait, patience, status).await
     }
 
     /// Whether an entry was applied without effect because it came after its request's deadline. The table knows
@@ -135,7 +135,7 @@ impl Handle {
     /// The request is applied here: reads what came of it, and waits for its certificate if that is asked.
     async fn settle(
         &self,
-        (key, asked): (&Digest, &Digest),
+        (key, asked, entry): (&Digest, &Digest, Option<LogIndex>),
         wait: Wait,
         patience: u64,
         mut status: ProposalStatus,
@@ -144,7 +144,10 @@ impl Handle {
         if self.shared.replica().state.answered(key).is_some_and(|first| !first.may_be(asked)) {
             return Err(ProposeError::RequestIdReused);
         }
-        let Some(index) = self.fill(key, &mut status) else { return Ok(status) };
+        // Close to its deadline a request may be forgotten a moment after it was applied; its entry still says what came
+        // of it.
+        let entry = |status: &mut ProposalStatus| entry.filter(|index| self.fill_from(*index, status));
+        let Some(index) = self.fill(key, &mut status).or_else(|| entry(&mut status)) else { return Ok(status) };
         if wait == Wait::Certified && status.state != ProposalState::Aborted {
             let mut certificate = self.shared.certificate.subscribe();
             let covered = certificate.wait_for(|c| c.as_ref().is_some_and(|c| c.head.size >= index.0));
@@ -161,15 +164,29 @@ impl Handle {
         let replica = self.shared.replica();
         let first = replica.state.answered(key)?;
         status.id = Some(first.id);
-        status.index = Some(first.index);
-        status.outcome = Some(first.outcome.clone());
-        status.abort_reason = first.outcome.abort_reason();
+        self.tell(first.index, &first.outcome, status);
+        Some(first.index)
+    }
+
+    /// Fills in what applying an entry did, if it is applied.
+    fn fill_from(&self, index: LogIndex, status: &mut ProposalStatus) -> bool {
+        let replica = self.shared.replica();
+        let outcome = replica.outcome(index);
+        if let Some(outcome) = outcome {
+            self.tell(index, outcome, status);
+        }
+        outcome.is_some()
+    }
+
+    fn tell(&self, index: LogIndex, outcome: &Outcome, status: &mut ProposalStatus) {
+        status.index = Some(index);
+        status.outcome = Some(outcome.clone());
+        status.abort_reason = outcome.abort_reason();
         status.state = match status.abort_reason {
             Some(_) => ProposalState::Aborted,
-            None if self.shared.certified_size() >= first.index.0 => ProposalState::Certified,
+            None if self.shared.certified_size() >= index.0 => ProposalState::Certified,
             None => ProposalState::Committed,
         };
-        Some(first.index)
     }
 
     /// Whether the request is applied already; an error when it is with another payload.

@@ -47,6 +47,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 /// Requests of handles that may wait for the owner loop.
 const EVENTS: usize = 4096;
@@ -194,7 +195,15 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     });
     let applied = *shared.applied.borrow();
     let core = Core::new(id, &genesis, recovered.restored, core_options(&config), clock.now());
-    let machine = Machine { shared: shared.clone(), mailbox: mailbox.clone(), committer, pool, applier, clock };
+    let machine = Machine {
+        shared: shared.clone(),
+        mailbox: mailbox.clone(),
+        committer,
+        pool,
+        applier,
+        clock,
+        tasks: TaskTracker::new(),
+    };
     let settings = Settings { rules: config.rules, max_pending: config.limits.pending, forward: config.http.forward };
     let mut executor = Executor::new(id, core, machine, settings, applied);
     executor.remember(members_of_old);

@@ -19,6 +19,7 @@ use crate::wire::Frame;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 /// Inputs taken from one source before the others get their turn.
 const BATCH: usize = 512;
@@ -31,6 +32,8 @@ pub(super) struct Machine {
     pub(super) pool: Pool,
     pub(super) applier: Applier,
     pub(super) clock: Clock,
+    /// What reads or writes the store beside the committer; the store is closed when all have ended.
+    pub(super) tasks: TaskTracker,
 }
 
 pub(super) struct Owner {
@@ -85,8 +88,10 @@ impl Owner {
 
     async fn finish(self, broken: Option<Ended>) {
         let (machine, stop) = self.executor.dismiss();
-        let Machine { shared, committer, pool, applier, .. } = machine;
+        let Machine { shared, committer, pool, applier, tasks, .. } = machine;
         shared.transport.close().await;
+        tasks.close();
+        tasks.wait().await;
         let ended = tokio::task::spawn_blocking(move || {
             pool.close();
             committer.close();
@@ -102,7 +107,7 @@ impl Owner {
 impl Machine {
     fn fetch(&self, peer: NodeId, session: u64, from: LogIndex, to: LogIndex) {
         let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
-        tokio::task::spawn_blocking(move || {
+        self.tasks.spawn_blocking(move || {
             let prev = from.prev();
             let read = store.read(from, to, limits::MAX_APPEND_BYTES).and_then(|entries| {
                 let prev_term = store.header(prev)?.map(|h| h.term).unwrap_or_default();
@@ -119,7 +124,7 @@ impl Machine {
 
     fn read_records(&self, subjects: Vec<(Subject, Option<Arc<Ballot>>)>) {
         let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
-        tokio::task::spawn_blocking(move || {
+        self.tasks.spawn_blocking(move || {
             let read = |(subject, ballot): (Subject, Option<Arc<Ballot>>)| {
                 let recorded = store.cast_vote(&subject.0, &subject.1)?.map(|c| c.granted);
                 let table = ballot.is_some_and(|ballot| MemberTable::decode(&ballot.payload).is_ok());
@@ -134,7 +139,7 @@ impl Machine {
 
     fn fetch_epochs(&self, peer: NodeId, above: Epoch) {
         let (handle, mailbox) = (super::Handle::new(self.shared.clone()), self.mailbox.clone());
-        tokio::task::spawn_blocking(move || {
+        self.tasks.spawn_blocking(move || {
             let chain = handle.epoch_chain(above).unwrap_or_else(|why| {
                 tracing::warn!(%peer, %why, "the proofs of membership changes cannot be read");
                 Default::default()
@@ -195,7 +200,7 @@ impl Devices for Machine {
         let Some(row) = table.table.get(&self.shared.id) else { return };
         let Some(next) = self.shared.signer.second_key().filter(|k| k.public() == row.bls_key) else { return };
         let (shared, mailbox) = (self.shared.clone(), self.mailbox.clone());
-        tokio::task::spawn_blocking(move || {
+        self.tasks.spawn_blocking(move || {
             let _turn = shared.rotation();
             match shared.store.replace_key(&next) {
                 Ok(()) => {

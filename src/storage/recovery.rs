@@ -28,6 +28,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 /// What a store held when it was opened.
 pub struct Recovered {
@@ -186,6 +187,10 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
     Ok(finish(disk, identity, found, scan, torn_snapshots))
 }
 
+/// Looks at a lock that is held, and the pause between two: half a second in all.
+const LOCK_LOOKS: u32 = 100;
+const LOCK_LOOK_EVERY: Duration = Duration::from_millis(5);
+
 fn lock(dir: &Path) -> Result<File, Failure> {
     let file = match File::options().read(true).write(true).open(dir.join(LOCK)) {
         Ok(file) => file,
@@ -195,11 +200,15 @@ fn lock(dir: &Path) -> Result<File, Failure> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Failure::Missing),
         Err(e) => return Err(e.into()),
     };
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Failure::InUse),
-        Err(TryLockError::Error(e)) => Err(e.into()),
+    // Whoever closes a store says so a moment before the last handle on it is gone; a store that is really in use stays so.
+    for _ in 0..LOCK_LOOKS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_LOOK_EVERY),
+            Err(TryLockError::Error(e)) => return Err(e.into()),
+        }
     }
+    Err(Failure::InUse)
 }
 
 /// Removes what an interrupted write left, and refuses what sled would paper over or not keep.

@@ -188,11 +188,12 @@ impl Hosts {
         assert!(status.success(), "node {n} ended with {status}\n{}", self.log(n));
     }
 
-    /// Pulls a node's cable out, or in again. On loopback there is none.
-    pub(crate) fn connect(&self, n: usize, up: bool) {
+    /// Pulls a node's cable out, or puts it in again; says whether there is one. On loopback there is none.
+    pub(crate) fn connect(&self, n: usize, up: bool) -> bool {
         if let Some(network) = &self.network {
             network.connect(n, up);
         }
+        self.network.is_some()
     }
 
     /// Runs a command of the command line against one node, from its host.
