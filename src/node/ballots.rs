@@ -9,6 +9,7 @@ use crate::api::VoteError;
 use crate::certificate::{Kind, Policy};
 use crate::core::{Ballot, Input};
 use crate::ids::{Digest, ProposalId};
+use crate::limits::MAX_TTL_MS;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -164,7 +165,8 @@ impl<D: Devices> Executor<D> {
             Policy::Rules => valid && (changes_members || self.rules.grants(&ballot)),
             Policy::Manual if !valid => false,
             Policy::Manual => {
-                let until = self.devices.now().mono + ballot.ttl_ms;
+                // As the core bounds it: a leader may say what it likes.
+                let until = self.devices.now().mono + ballot.ttl_ms.min(MAX_TTL_MS);
                 self.devices.open_ballot(ballot, until);
                 return;
             }

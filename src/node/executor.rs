@@ -76,6 +76,12 @@ pub trait Devices {
     fn note_http(&mut self, id: NodeId, address: Option<String>);
     /// Something to measure.
     fn observe(&mut self, what: Observed<'_>);
+    /// The core wants this, and it is about to be carried out. Some effects ask nothing of any device, and others are
+    /// carried out later: by this the simulator sees each in its place among the others, and can hold what the devices
+    /// are asked against it. No business of real devices.
+    fn witness(&mut self, effect: &Effect) {
+        let _ = effect;
+    }
 }
 
 /// Something to read from the store.
@@ -373,6 +379,7 @@ impl<D: Devices> Executor<D> {
     }
 
     fn execute(&mut self, effect: Effect) {
+        self.devices.witness(&effect);
         match effect {
             Effect::Send { to, message } => {
                 self.devices.send(to, Frame::Core(message));

@@ -95,7 +95,7 @@ impl<D: Devices> Executor<D> {
         }
         let now = self.devices.now().mono;
         let pending = Pending {
-            expires: now + submission.ttl_ms,
+            expires: now.saturating_add(submission.ttl_ms),
             since: self.devices.elapsed(),
             submission,
             id: None,
@@ -116,7 +116,7 @@ impl<D: Devices> Executor<D> {
         let mut over = Vec::new();
         for (key, pending) in &self.pending {
             let expired = now >= pending.expires;
-            if expired && (pending.id.is_none() || now >= pending.expires + LINGER_MS) {
+            if expired && (pending.id.is_none() || now >= pending.expires.saturating_add(LINGER_MS)) {
                 over.push(*key);
             } else if !expired
                 && leads_elsewhere.is_some()

@@ -4,15 +4,19 @@
 use crate::machine::Outcome;
 use crate::members::{id_of, index_of};
 use crate::world::{Event, World};
+use concordat::api::ProposeError;
 use concordat::certificate::Request;
-use concordat::core::{Admission, Input, Submission};
-use concordat::ids::{Digest, LogIndex};
+use concordat::core::{Admission, Submission};
+use concordat::ids::{Digest, LogIndex, ProposalId};
+use concordat::node::executor;
+use concordat::wire::Frame;
+use tokio::sync::oneshot;
 
 /// How long a client waits for an outcome before it asks through another node, microseconds.
 const PATIENCE_US: u64 = 1_200_000;
 const LOOK_AGAIN_US: u64 = 150_000;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) submission: Submission,
     via: usize,
@@ -22,11 +26,11 @@ pub(crate) struct Call {
     certified: bool,
     attempt: u64,
     gives_up_attempt_at: u64,
-    /// The newest admission.
-    pub(crate) admission: Option<Admission>,
+    /// Told once a leader has taken it.
+    taken: Option<oneshot::Receiver<Result<ProposalId, ProposeError>>>,
     pub(crate) outcome: Option<Outcome>,
     /// The cluster refuses it for good.
-    pub(crate) refused: Option<Admission>,
+    pub(crate) refused: bool,
 }
 
 impl Call {
@@ -35,7 +39,7 @@ impl Call {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.persistent && self.outcome.is_none() && self.refused.is_none()
+        self.persistent && self.outcome.is_none() && !self.refused
     }
 }
 
@@ -65,24 +69,61 @@ impl World {
             certified,
             attempt: 0,
             gives_up_attempt_at: 0,
-            admission: None,
+            taken: None,
             outcome: None,
-            refused: None,
+            refused: false,
         });
         self.calls.len() - 1
     }
 
-    /// Hands a submission to one node's core, as its shell would, and tells what the core said.
+    /// Hands a submission to one node, and tells what it said at once.
     pub(crate) fn submit(&mut self, node: usize, submission: Submission) -> Admission {
         let call = self.call(submission, node, false);
+        self.admitted = None;
         self.hand_in(call, node);
-        self.calls[call].admission.clone().expect("a core answers a submission at once")
+        if let Some(admission) = self.admitted.take() {
+            return admission;
+        }
+        // The core was not asked.
+        let told = self.calls[call].taken.as_mut().expect("just asked").try_recv();
+        match told.expect("a leader, or whoever forwards nothing, answers a submission at once") {
+            Ok(id) => Admission::Duplicate { id },
+            Err(ProposeError::RequestIdReused) => Admission::RequestIdReused,
+            Err(ProposeError::Backpressure) => Admission::Backpressure,
+            Err(ProposeError::NotLeader { leader, .. }) => Admission::NotLeader { leader },
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// Hands a submission of another node's client to a node, which keeps nothing of it but for its core.
+    pub(crate) fn forward(&mut self, from: usize, node: usize, mut submission: Submission) -> Admission {
+        submission.origin = id_of(from);
+        self.admitted = None;
+        self.frame(from, node, Frame::Submit { handle: 0, submission });
+        self.admitted.take().expect("the core was asked")
     }
 
     /// A small proposal to the leader, by name.
     pub(crate) fn propose(&mut self, node: usize, name: &str) -> Admission {
-        let submission = self.submission(name, name.as_bytes());
+        let submission = self.named(name);
         self.submit(node, submission)
+    }
+
+    /// As a proposal by name goes.
+    pub(crate) fn named(&mut self, name: &str) -> Submission {
+        self.submission(name, format!("{name:?}").as_bytes())
+    }
+
+    /// Asks one node once; what it says comes later, see [`World::told`].
+    pub(crate) fn ask(&mut self, node: usize, submission: Submission) -> usize {
+        let call = self.call(submission, node, false);
+        self.hand_in(call, node);
+        call
+    }
+
+    /// What a node said to [`World::ask`], once.
+    pub(crate) fn told(&mut self, call: usize) -> Option<Result<ProposalId, ProposeError>> {
+        self.calls[call].taken.as_mut().expect("asked").try_recv().ok()
     }
 
     /// A client that tries until it knows the outcome.
@@ -115,37 +156,25 @@ impl World {
             return;
         }
         self.coverage.count("client", if attempt == 1 { "first attempt" } else { "further attempt" });
-        match self.leader_of(via) {
-            Some(leader) if leader == via => self.hand_in(call, via),
-            Some(leader) => {
-                let event = |attempt| Event::Forward { call, attempt, to: leader };
-                self.transmit(via, leader, event, attempt);
-            }
-            None => {}
+        if self.nodes[via].machine.requests.contains_key(&self.calls[call].key()) {
+            self.coverage.count("client", "repeat of an applied request");
+        } else {
+            self.hand_in(call, via);
         }
     }
 
-    pub(crate) fn forwarded(&mut self, call: usize, attempt: u64, to: usize) {
-        if self.is_up(to) {
-            let late = self.calls[call].attempt != attempt;
-            self.coverage.count("client", if late { "late attempt arrives" } else { "attempt forwarded" });
-            self.hand_in(call, to);
-        }
-    }
-
-    /// The shell's part of admission: what was applied is known to the state machine, the rest to the core.
+    /// What a handle does once it has seen that the request is not applied.
     fn hand_in(&mut self, call: usize, node: usize) {
         let mut submission = self.calls[call].submission.clone();
-        if self.nodes[node].machine.requests.contains_key(&submission.request.key()) {
-            self.coverage.count("client", "repeat of an applied request");
-            return;
-        }
-        submission.origin = id_of(self.calls[call].via);
-        self.input(node, Input::Submit { handle: call as u64, submission });
+        submission.origin = id_of(node);
+        let (taken, told) = oneshot::channel();
+        self.calls[call].taken = Some(told);
+        self.note(node, format!("a client proposes {}", submission.request.request_id));
+        self.event(node, executor::Event::Submit { submission, taken });
     }
 
-    pub(crate) fn admitted(&mut self, _node: usize, handle: u64, admission: Admission) {
-        let name = match &admission {
+    pub(crate) fn admitted(&mut self, admission: &Admission) {
+        let name = match admission {
             Admission::Appended { .. } => "appended",
             Admission::Balloted { .. } => "balloted",
             Admission::Duplicate { .. } => "duplicate",
@@ -160,11 +189,7 @@ impl World {
             Admission::InvalidRequestId => "invalid request id",
         };
         self.coverage.count("admission", name);
-        let call = &mut self.calls[usize::try_from(handle).expect("a call")];
-        if matches!(admission, Admission::InvalidQuorum { .. } | Admission::RequestIdReused) {
-            call.refused = Some(admission.clone());
-        }
-        call.admission = Some(admission);
+        self.admitted = Some(admission.clone());
     }
 
     pub(crate) fn client_looks(&mut self, call: usize, attempt: u64) {
@@ -183,17 +208,24 @@ impl World {
             self.calls[call].outcome = Some(outcome);
             return;
         }
-        let turned_away = matches!(
-            self.calls[call].admission,
-            Some(
-                Admission::NotLeader { .. }
-                    | Admission::Backpressure
-                    | Admission::ClockOutOfBound
-                    | Admission::Transferring
-            )
-        );
+        let turned_away = match self.calls[call].taken.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(Ok(_))) => {
+                self.coverage.count("client", "told that it was taken");
+                false
+            }
+            Some(Ok(Err(why))) => {
+                self.coverage.count("client", if why.is_retryable() { "sent away" } else { "refused" });
+                self.calls[call].refused |=
+                    matches!(why, ProposeError::InvalidQuorum { .. } | ProposeError::RequestIdReused);
+                true
+            }
+            Some(Err(_)) | None => false,
+        };
+        if self.calls[call].refused {
+            return;
+        }
         if self.now >= self.calls[call].gives_up_attempt_at || turned_away || !self.is_up(via) {
-            self.calls[call].admission = None;
+            self.calls[call].taken = None;
             self.calls[call].via = self.some_member();
             self.try_call(call);
         } else {
@@ -202,7 +234,7 @@ impl World {
     }
 
     fn covered(&self, node: usize) -> LogIndex {
-        LogIndex(self.core(node).certificate().map_or(0, |c| c.head.size))
+        self.nodes[node].shown
     }
 
     pub(crate) fn id_index(&self, admission: &Admission) -> usize {

@@ -14,12 +14,12 @@ use concordat::node::Signer;
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
-pub(crate) enum Executor {
+pub(crate) enum Pool {
     Real(Box<Signer>),
     Hashes(Hashes),
 }
 
-impl Executor {
+impl Pool {
     /// With a node's keys of these generations.
     pub(crate) fn new(index: usize, keys: &[u8], real: bool) -> Self {
         if real {

@@ -5,7 +5,8 @@ use crate::rng::Rng;
 use concordat::certificate::merkle::Frontier;
 use concordat::certificate::{Entry, HeadCertificate, Kind, PublicKey};
 use concordat::core::{CastVote, HardState, Restored, Write};
-use concordat::ids::{Digest, LogIndex, Term};
+use concordat::ids::{LogIndex, Term};
+use concordat::node::executor::Subject;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ pub(crate) struct Disk {
     pub(crate) hard: HardState,
     pub(crate) log: Chain,
     pub(crate) certificate: Option<Arc<HeadCertificate>>,
-    pub(crate) casts: BTreeMap<Digest, CastVote>,
+    pub(crate) casts: BTreeMap<Subject, CastVote>,
     pub(crate) pending: VecDeque<(u64, Write)>,
     /// Generations of the keys that this store holds; kept at once and for good.
     pub(crate) keys: Vec<u8>,
@@ -47,7 +48,9 @@ impl Disk {
         }
         self.log.write(&write.entries);
         if let Some(cast) = write.cast {
-            self.casts.insert(cast.request_key, cast);
+            let granted = cast.granted;
+            let earlier = self.casts.insert((cast.request_key, cast.content), cast);
+            assert!(earlier.is_none_or(|e| e.granted == granted), "an answer on record is never replaced by another");
         }
         if write.certificate.is_some() {
             self.certificate = write.certificate;

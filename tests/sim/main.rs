@@ -1,11 +1,12 @@
-//! A deterministic simulator of whole clusters: the real core, in virtual time, over a simulated network, disk and
-//! pool of signers. See README.md beside this file.
+//! A deterministic simulator of whole clusters: the real core under the very effect executor that nodes run, in
+//! virtual time, over a simulated network, disk and pool of signers. See README.md beside this file.
 
 mod chain;
 mod churn;
 mod client;
 mod coverage;
 mod crypto;
+mod devices;
 mod disk;
 mod invariants;
 mod machine;

@@ -1,7 +1,7 @@
 //! Dynamic members: what a transport, a store and an operator do about them.
 
 use crate::chain::{Chain, Step};
-use crate::crypto::{Executor, verify_epochs};
+use crate::crypto::{Pool, verify_epochs};
 use crate::disk::Disk;
 use crate::invariants::committed::Disks;
 use crate::invariants::tables;
@@ -9,13 +9,17 @@ use crate::members::{Row, id_of, index_of, public, rows_of, table};
 use crate::world::{Event, Node, World};
 use concordat::certificate::merkle::{Nodes, inclusion_path, node_hash};
 use concordat::certificate::{
-    ElectionCertificate, EpochChain, EpochStep, HeadCertificate, MemberTable, Policy, Role, TableInForce,
+    ElectionCertificate, EpochChain, EpochStep, HeadCertificate, MemberTable, Role, TableInForce,
 };
-use concordat::core::{Change, ChangeRefusal, Input, Message, Tables, Transfer};
+use concordat::core::{Change, ChangeRefusal, Input, Message, Transfer};
 use concordat::ids::{Digest, Epoch, LogIndex, NodeId};
+use concordat::node::executor::{self, Query};
+use concordat::transport::Peer;
+use concordat::wire::Frame;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// Membership changes proved by one message, so that whoever missed more has to ask again.
 const STEPS_PER_MESSAGE: usize = 3;
@@ -31,7 +35,8 @@ pub(crate) struct Acquaintance {
 
 impl Acquaintance {
     /// A former member may ask what became of it; a stranger may claim to lead, or prove how it became a member.
-    pub(crate) fn admits(&self, from: usize, message: &Message) -> bool {
+    pub(crate) fn admits(&self, from: usize, frame: &Frame) -> bool {
+        let Frame::Core(message) = frame else { return self.current.contains(&from) };
         let asks = matches!(message, Message::PreVote { .. } | Message::EpochsWanted { .. });
         let claims = matches!(message, Message::Heartbeat { .. } | Message::Append { .. } | Message::Epochs { .. });
         self.current.contains(&from) || claims || (asks && self.former.contains(&from))
@@ -98,17 +103,10 @@ fn proofs(log: &Chain, above: Epoch, most: usize) -> EpochChain {
 impl World {
     // ---- what the shell does ----
 
-    pub(crate) fn acquaint(
-        &mut self,
-        node: usize,
-        tables: &Tables,
-        ahead: &[Arc<TableInForce>],
-        leaving: &[concordat::certificate::Member],
-    ) {
-        let beyond = ahead.iter().flat_map(|t| t.table.members().iter().map(|m| m.did));
-        let all = tables.members().into_iter().chain(beyond).chain(leaving.iter().map(|m| m.did));
-        let current: BTreeSet<usize> = all.map(|id| index_of(&id)).collect();
-        let mut former = current.clone();
+    pub(crate) fn acquaint(&mut self, node: usize, peers: &[Peer]) {
+        let numbers = |former| peers.iter().filter(move |p| p.former == former).map(|p| index_of(&p.id));
+        let current: BTreeSet<usize> = numbers(false).collect();
+        let mut former: BTreeSet<usize> = numbers(true).chain(current.iter().copied()).collect();
         for (_, step) in self.nodes[node].memory.steps() {
             if let Step::Opens(table, _) = step {
                 former.extend(table.members().iter().map(|m| index_of(&m.did)));
@@ -123,8 +121,8 @@ impl World {
     pub(crate) fn fetch_epochs(&mut self, node: usize, peer: NodeId, above: Epoch) {
         self.coverage.count("event", "proofs of membership changes fetched");
         let chain = proofs(&self.nodes[node].disk.log, above, STEPS_PER_MESSAGE);
-        let (delay, life) = (self.rng.within(self.config.disk_us), self.nodes[node].life);
-        self.at(delay, Event::Input { node, life, input: Input::EpochsFetched { peer, chain } });
+        let delay = self.rng.within(self.config.disk_us);
+        self.input_later(node, delay, Input::EpochsFetched { peer, chain });
     }
 
     /// Keys of tables up to this one that it does not name are erased.
@@ -149,7 +147,11 @@ impl World {
 
     fn keys_changed(&mut self, node: usize) {
         let keys = self.nodes[node].disk.keys.clone();
-        self.nodes[node].executor = Executor::new(node, &keys, self.config.real_crypto);
+        self.nodes[node].pool = Pool::new(node, &keys, self.config.real_crypto);
+        let public = self.public_keys(node);
+        if let Some(executor) = &mut self.nodes[node].executor {
+            executor.devices().keys = public;
+        }
         let (life, text) = (self.nodes[node].life, format!("holds keys {keys:?}"));
         self.note(node, text);
         self.at(1, Event::Keys { node, life });
@@ -180,11 +182,6 @@ impl World {
         self.new_key(node)
     }
 
-    pub(crate) fn policy(&self, node: usize) -> Policy {
-        let row = self.core(node).tables().row(&id_of(node)).map(|m| m.policy);
-        row.unwrap_or(Policy::Auto)
-    }
-
     // ---- what an operator asks for ----
 
     /// The rows of the table in force at a node.
@@ -202,7 +199,9 @@ impl World {
         let ttl_ms = if self.config.churn > 0 { self.rng.within((5, 2_000)) } else { 2_000 };
         let change = Change { base, table, salt, ttl_ms };
         self.note(node, format!("asked for members {rows:?}"));
-        self.input(node, Input::Change { handle: number as u64, change });
+        let (done, told) = oneshot::channel();
+        self.nodes[node].changes.push((number, told));
+        self.event(node, executor::Event::Query(Query::Change { change, done }));
         number
     }
 
@@ -211,7 +210,7 @@ impl World {
         self.change_from(node, base, rows)
     }
 
-    pub(crate) fn changed(&mut self, handle: u64, outcome: Result<Epoch, ChangeRefusal>) {
+    pub(crate) fn changed(&mut self, number: usize, outcome: Result<Epoch, ChangeRefusal>) {
         let name = match &outcome {
             Ok(_) => "made",
             Err(ChangeRefusal::NotLeader { .. }) => "not leader",
@@ -228,7 +227,7 @@ impl World {
             Err(ChangeRefusal::Interrupted) => "interrupted",
         };
         self.coverage.count("change", name);
-        let changed = &mut self.changes[usize::try_from(handle).expect("a change")];
+        let changed = &mut self.changes[number];
         assert!(changed.outcome.is_none(), "a change is answered once");
         changed.outcome = Some(outcome);
     }
@@ -251,11 +250,13 @@ impl World {
         self.transfers.push(Transferred { outcome: None });
         let number = self.transfers.len() - 1;
         self.note(node, format!("asked to hand over to {to:?}"));
-        self.input(node, Input::Transfer { handle: number as u64, to: to.map(id_of) });
+        let (done, told) = oneshot::channel();
+        self.nodes[node].transfers.push((number, told));
+        self.event(node, executor::Event::Query(Query::Transfer { to: to.map(id_of), done }));
         number
     }
 
-    pub(crate) fn transferred(&mut self, handle: u64, outcome: Transfer) {
+    pub(crate) fn transferred(&mut self, number: usize, outcome: Transfer) {
         let name = match outcome {
             Transfer::Done => "done",
             Transfer::TimedOut => "timed out",
@@ -264,7 +265,7 @@ impl World {
             Transfer::NoTarget => "no target",
         };
         self.coverage.count("transfer", name);
-        let transferred = &mut self.transfers[usize::try_from(handle).expect("a transfer")];
+        let transferred = &mut self.transfers[number];
         assert!(transferred.outcome.is_none(), "a transfer is answered once");
         transferred.outcome = Some(outcome);
     }
@@ -345,7 +346,9 @@ impl World {
         let line = |node: usize| {
             let n = &self.nodes[node];
             let keys = &n.disk.keys;
-            let Some(core) = &n.core else { return format!("n{node}: down, keys {keys:?}\n") };
+            let Some(core) = n.executor.as_ref().map(|e| e.core()) else {
+                return format!("n{node}: down, keys {keys:?}\n");
+            };
             let rows = |t: &TableInForce| {
                 let row = |r: Row| {
                     let mark = if r.role == Role::Learner { "l" } else { "" };

@@ -2,8 +2,9 @@
 
 use crate::invariants::{Verdict, demand};
 use crate::world::{Event, World};
-use concordat::core::Input;
 use concordat::ids::{Digest, LogIndex};
+use concordat::node::executor::{self, Query};
+use tokio::sync::oneshot;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadState {
@@ -39,12 +40,13 @@ impl World {
         self.reads.push(Read { node, life, must_see, told, state: ReadState::Pending });
         let read = self.reads.len() - 1;
         self.coverage.count("read", "begun");
-        self.input(node, Input::Read { handle: read as u64 });
+        let (done, told) = oneshot::channel();
+        self.nodes[node].reads.push((read, told));
+        self.event(node, executor::Event::Query(Query::Read { done }));
         read
     }
 
-    pub(crate) fn read_ready(&mut self, node: usize, handle: u64, index: LogIndex) {
-        let number = usize::try_from(handle).expect("a read");
+    pub(crate) fn read_ready(&mut self, node: usize, number: usize, index: LogIndex) {
         let read = &mut self.reads[number];
         assert_eq!((read.node, read.state), (node, ReadState::Pending), "a read is answered once, where it was asked");
         read.state = ReadState::Ready(index);
@@ -54,8 +56,8 @@ impl World {
         self.serve(number);
     }
 
-    pub(crate) fn read_refused(&mut self, handle: u64) {
-        let read = &mut self.reads[usize::try_from(handle).expect("a read")];
+    pub(crate) fn read_refused(&mut self, number: usize) {
+        let read = &mut self.reads[number];
         assert_eq!(read.state, ReadState::Pending, "a read is answered once");
         read.state = ReadState::Refused;
         self.coverage.count("read", "refused");

@@ -1,59 +1,223 @@
-//! The effect executor: what a node's shell does, on the simulated disk, network and pool of signers.
+//! Around a node's executor: every call that reaches it, and what it asks of its devices, seen to on the simulated disk,
+//! network and pool of signers. Each effect is checked in its place, before anything comes of it.
 
-use crate::invariants::{promises, tables};
+use crate::devices::{Asked, SimDevices};
+use crate::invariants::{demand, promises, tables};
 use crate::members::{id_of, index_of, secret_of};
+use crate::trace::{What, input_name};
 use crate::world::{Event, World};
 use concordat::certificate::merkle::Frontier;
-use concordat::certificate::{ElectionClaim, Entry, HeadCertificate, Policy};
-use concordat::core::{Ballot, Crypto, Effect, Input, Message, Write};
+use concordat::certificate::{ElectionClaim, Entry, HeadCertificate, Kind, MemberTable};
+use concordat::core::{Ballot, Crypto, Effect, Input, Message, Write, content};
 use concordat::ids::{LogIndex, NodeId, ProposalId};
+use concordat::node::executor::{self, Executor, Looked, Lookup, Mail, Records, Subject};
+use concordat::wire::Frame;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 /// Most bytes read back for a lagging peer at once.
 const FETCH_BYTES: usize = 256 * 1024;
 
+/// Answers that nodes owe, with what each is about.
+pub(crate) type Waiting<K, T> = Vec<(K, oneshot::Receiver<T>)>;
+
+/// Takes what has been answered out of those who wait.
+fn answered<K: Clone, T>(waiting: &mut Waiting<K, T>) -> Vec<(K, T)> {
+    let mut answers = Vec::new();
+    waiting.retain_mut(|(about, answer)| match answer.try_recv() {
+        Ok(answer) => {
+            answers.push((about.clone(), answer));
+            false
+        }
+        Err(TryRecvError::Empty) => true,
+        Err(TryRecvError::Closed) => panic!("a running node forgot somebody who waits for an answer"),
+    });
+    answers
+}
+
+pub(crate) fn subject(ballot: &Ballot) -> Subject {
+    (ballot.request.key(), content(&ballot.payload))
+}
+
 impl World {
-    pub(crate) fn execute(&mut self, node: usize, effect: Effect) {
-        match effect {
-            Effect::Send { to, message } => self.send(node, &to, message),
-            Effect::Persist { seq, write } => self.persist(node, seq, write),
-            Effect::Crypto(job) => self.crypto(node, job),
-            Effect::Fetch { peer, session, from, to } => self.fetch(node, peer, session, from, to),
-            Effect::Commit { entries, index } => self.commit(node, entries, index),
-            Effect::Certified(certificate) => self.certified(node, &certificate),
-            Effect::Admitted { handle, admission } => self.admitted(node, handle, admission),
-            Effect::Ask { ballot } => self.ask(node, ballot),
-            Effect::Withdraw { id } => {
-                self.nodes[node].asks.remove(&id);
+    // ---- what reaches a node ----
+
+    /// Lets the executor do something at this time, and sees to what it asks.
+    fn attend(&mut self, node: usize, act: impl FnOnce(&mut Executor<SimDevices>)) {
+        let (now, elapsed) = (self.clock(node), Duration::from_micros(self.now));
+        let executor = self.nodes[node].executor.as_mut().expect("the node is up");
+        let devices = executor.devices();
+        (devices.now, devices.elapsed) = (now, elapsed);
+        act(executor);
+        for asked in std::mem::take(&mut executor.devices().asked) {
+            self.see_to(node, asked);
+        }
+    }
+
+    /// As an owner loop does: what came in, perhaps something more a little later, then a turn.
+    fn hand_over_to(&mut self, node: usize, act: impl FnOnce(&mut Executor<SimDevices>)) {
+        self.attend(node, act);
+        if self.nodes[node].draining {
+            self.coverage.count("shell", "several inputs before a turn");
+        } else if self.rng.chance(self.config.batch) {
+            self.nodes[node].draining = true;
+            let (delay, life) = (self.rng.within((0, 300)), self.nodes[node].life);
+            self.at(delay, Event::Turn { node, life });
+        } else {
+            self.turn(node);
+        }
+    }
+
+    pub(crate) fn turn(&mut self, node: usize) {
+        self.nodes[node].draining = false;
+        self.attend(node, Executor::turn);
+        self.observe(node);
+        self.hear_answers(node);
+        self.schedule_tick(node);
+    }
+
+    /// A frame arrives.
+    pub(crate) fn frame(&mut self, from: usize, node: usize, frame: Frame) {
+        let from = id_of(from);
+        match &frame {
+            Frame::Core(message) => {
+                self.tell_input(node, Input::Receive { from, message: message.clone() });
             }
-            Effect::Role { .. } => self.coverage.count("event", "role or leader changed"),
-            Effect::Alarm(alarm) => {
+            Frame::Submit { handle, submission } => {
+                self.coverage.count("frame", "Submit");
+                self.note(node, format!("Submit {handle} of {}", submission.request.request_id));
+            }
+            Frame::Submitted { handle, admission } => {
+                self.coverage.count("frame", "Submitted");
+                self.note(node, format!("Submitted {handle}: {admission:?}"));
+            }
+            Frame::Hello { .. } => {}
+        }
+        self.hand_over_to(node, |e| e.on_frame(from, frame));
+    }
+
+    /// Devices have finished something.
+    pub(crate) fn mail(&mut self, node: usize, mail: Mail) {
+        for input in &mail.inputs {
+            self.tell_input(node, input.clone());
+        }
+        if mail.persisted > 0 {
+            self.tell_input(node, Input::Persisted { seq: mail.persisted });
+        }
+        if mail.applied > LogIndex::ZERO {
+            self.tell_input(node, Input::Applied { index: mail.applied });
+        }
+        if let Some(records) = &mail.records {
+            self.note(node, format!("answers on record: {records:?}"));
+        }
+        self.hand_over_to(node, |e| e.take_mail(mail));
+    }
+
+    /// A handle asks something.
+    pub(crate) fn event(&mut self, node: usize, event: executor::Event) {
+        self.hand_over_to(node, |e| e.on_event(event));
+    }
+
+    /// One thing finished, for the core.
+    pub(crate) fn input_later(&mut self, node: usize, delay: u64, input: Input) {
+        self.mail_later(node, delay, Mail { inputs: vec![input], ..Mail::default() });
+    }
+
+    fn mail_later(&mut self, node: usize, delay: u64, mail: Mail) {
+        let life = self.nodes[node].life;
+        self.at(delay, Event::Mail { node, life, mail });
+    }
+
+    fn tell_input(&mut self, node: usize, input: Input) {
+        self.coverage.count("input", input_name(&input));
+        self.trace.add(self.now, node, What::Input(input));
+    }
+
+    /// Gives answers that executors owed to those who asked.
+    fn hear_answers(&mut self, node: usize) {
+        for (read, index) in answered(&mut self.nodes[node].reads) {
+            match index {
+                Some(index) => self.read_ready(node, read, index),
+                None => self.read_refused(read),
+            }
+        }
+        for (transfer, outcome) in answered(&mut self.nodes[node].transfers) {
+            self.transferred(transfer, outcome);
+        }
+        for (change, outcome) in answered(&mut self.nodes[node].changes) {
+            self.changed(change, outcome);
+        }
+        for ((about, granted), outcome) in answered(&mut self.nodes[node].votes) {
+            self.coverage.count("vote", if outcome.is_ok() { "durable" } else { "refused" });
+            if outcome.is_ok() {
+                let on_disk = about.and_then(|about| self.nodes[node].disk.casts.get(&about));
+                self.demand(promises::signs_answer(node, on_disk, granted));
+            }
+            self.nodes[node].voted.push(outcome);
+        }
+    }
+
+    // ---- what a node asks ----
+
+    fn see_to(&mut self, node: usize, asked: Asked) {
+        match asked {
+            Asked::Witness(effect) => self.witness(node, effect),
+            Asked::Send(to, frame) => self.send(node, &to, frame),
+            Asked::Persist(seq, write) => self.persist(node, seq, write),
+            Asked::Compute(job) => self.compute(node, job),
+            Asked::LookUp(Lookup::Entries { peer, session, from, to }) => self.fetch(node, peer, session, from, to),
+            Asked::LookUp(Lookup::Records(subjects)) => self.look_up(node, &subjects),
+            Asked::LookUp(Lookup::Epochs { peer, above }) => self.fetch_epochs(node, peer, above),
+            Asked::Apply(entries) => self.apply_later(node, entries),
+            Asked::SettleKeys(table) => self.retire_keys(node, &table),
+            Asked::Connect(peers) => self.acquaint(node, &peers),
+            Asked::Certified(certificate) => self.shows(node, &certificate),
+            Asked::Open(ballot) => self.opened(node, &ballot),
+            Asked::Alarm(alarm) => {
                 self.coverage.count("event", "alarm");
                 self.nodes[node].alarms.push(alarm);
             }
-            Effect::ReadReady { handle, index } => self.read_ready(node, handle, index),
-            Effect::ReadRefused { handle } => self.read_refused(handle),
-            Effect::Transferred { handle, outcome } => self.transferred(handle, outcome),
-            Effect::Changed { handle, outcome } => self.changed(handle, outcome),
-            Effect::FetchEpochs { peer, above } => self.fetch_epochs(node, peer, above),
-            Effect::Membership { tables, ahead, leaving } => self.acquaint(node, &tables, &ahead, &leaving),
-            Effect::InForce(table) => self.retire_keys(node, &table),
-            Effect::Halt(why) => self.nodes[node].halted = Some(why),
+            Asked::Ended(outcome) => self.coverage.count("proposal", outcome_name(outcome)),
         }
     }
 
-    fn send(&mut self, from: usize, to: &NodeId, message: Message) {
-        let n = &self.nodes[from];
-        self.demand(promises::sends(from, to, &message, &n.memory, &n.disk));
-        let to = index_of(to);
-        if self.filter.as_ref().is_some_and(|f| f(from, to, &message)) {
-            return;
+    /// What the core wants, before it is carried out.
+    fn witness(&mut self, node: usize, effect: Effect) {
+        match &effect {
+            Effect::Commit { entries, index } => self.committed(node, entries, *index),
+            Effect::Certified(certificate) => self.certified(node, certificate),
+            Effect::Admitted { admission, .. } => self.admitted(admission),
+            Effect::Ask { ballot } => {
+                self.nodes[node].asks.insert(ballot.id, ballot.clone());
+            }
+            Effect::Withdraw { id } => {
+                self.nodes[node].asks.remove(id);
+            }
+            Effect::Role { .. } => self.coverage.count("event", "role or leader changed"),
+            Effect::Halt(why) => self.nodes[node].halted = Some(why.clone()),
+            _ => {}
         }
-        self.transmit(from, to, |message| Event::Deliver { from, to, message }, message);
+        if self.config.record {
+            self.recorded.push((self.now, node, effect.clone()));
+        }
+        self.trace.add(self.now, node, What::Effect(effect));
     }
 
-    /// Puts one message on the wire.
-    pub(crate) fn transmit<T: Clone>(&mut self, from: usize, to: usize, event: impl Fn(T) -> Event, message: T) {
+    fn send(&mut self, from: usize, to: &NodeId, frame: Frame) {
+        if let Frame::Core(message) = &frame {
+            let n = &self.nodes[from];
+            self.demand(promises::sends(from, to, message, &n.memory, &n.disk));
+            let to = index_of(to);
+            if self.filter.as_ref().is_some_and(|f| f(from, to, message)) {
+                return;
+            }
+        }
+        self.transmit(from, index_of(to), &frame);
+    }
+
+    /// Puts one frame on the wire.
+    fn transmit(&mut self, from: usize, to: usize, frame: &Frame) {
         let fate = self.links.fate(&self.config.network, from, to, &mut self.rng);
         let seen = [
             (fate.cut, "message cut off by a partition"),
@@ -65,7 +229,7 @@ impl World {
             self.coverage.count("fault", what);
         }
         for delay in fate.arrivals {
-            self.at(delay, event(message.clone()));
+            self.at(delay, Event::Deliver { from, to, frame: Box::new(frame.clone()) });
         }
     }
 
@@ -77,9 +241,6 @@ impl World {
         }
         let took = self.rng.within(self.config.disk_us);
         let n = &mut self.nodes[node];
-        if let Some(cast) = &write.cast {
-            n.answered.insert(cast.request_key, cast.clone());
-        }
         n.disk.pending.push_back((seq, write));
         let done = n.disk.busy_until.max(self.now) + took;
         n.disk.busy_until = done;
@@ -95,12 +256,12 @@ impl World {
             let verdict = self.invariants.matching.appended(node, (entry.index(), entry.term()), history);
             self.demand(verdict);
         }
-        // What this drain itself committed is looked at after it; before it, no committed entry may have gone.
+        // What this turn itself committed is looked at after it; before it, no committed entry may have gone.
         let known = committed.min(self.invariants.committed.ledger.last());
         self.demand(self.invariants.committed.rewritten(node, &self.nodes[node].memory, known));
     }
 
-    fn crypto(&mut self, node: usize, job: Crypto) {
+    fn compute(&mut self, node: usize, job: Crypto) {
         let n = &self.nodes[node];
         match &job {
             Crypto::SignElection { claim, .. } => {
@@ -114,14 +275,14 @@ impl World {
                 self.demand(verdict);
             }
             Crypto::SignVote { id, statement, .. } => {
-                let key = n.asks.get(id).map(|b| b.request.key()).expect("a vote is signed while it is wanted");
-                self.demand(promises::signs_answer(node, n.disk.casts.get(&key), statement.granted));
+                let about = n.asks.get(id).map(|b| subject(b)).expect("a vote is signed while it is wanted");
+                self.demand(promises::signs_answer(node, n.disk.casts.get(&about), statement.granted));
             }
             _ => {}
         }
-        if let Some(input) = n.executor.execute(job) {
-            let (delay, life) = (self.rng.within(self.config.crypto_us), self.nodes[node].life);
-            self.at(delay, Event::Input { node, life, input });
+        if let Some(input) = n.pool.execute(job) {
+            let delay = self.rng.within(self.config.crypto_us);
+            self.input_later(node, delay, input);
         }
     }
 
@@ -146,18 +307,48 @@ impl World {
         let mut tree = Frontier::default();
         log.links().iter().take_while(|l| l.entry.index() < from).for_each(|l| tree.push(l.entry.header.leaf_hash()));
         let prev_root = self.rng.chance(500).then(|| tree.root());
-        let (delay, life) = (self.rng.within(self.config.disk_us), self.nodes[node].life);
-        let input = Input::Fetched { peer, session, prev_term, prev_root, entries };
-        self.at(delay, Event::Input { node, life, input });
+        let delay = self.rng.within(self.config.disk_us);
+        self.input_later(node, delay, Input::Fetched { peer, session, prev_term, prev_root, entries });
     }
 
-    fn commit(&mut self, node: usize, entries: Vec<Arc<Entry>>, index: LogIndex) {
+    /// A thread reads the records some time before its answer comes in: at once or in the end.
+    fn look_up(&mut self, node: usize, subjects: &[(Subject, Option<Arc<Ballot>>)]) {
+        self.coverage.count("event", "answers on record looked up");
+        // A table's proofs cost pairings; those of the simulator's tables were checked row by row.
+        let table = |ballot: &Option<Arc<Ballot>>| {
+            ballot.as_ref().is_some_and(|b| MemberTable::decode_granted(&b.payload).is_ok())
+        };
+        let subjects: Vec<(Subject, bool)> = subjects.iter().map(|(about, b)| (*about, table(b))).collect();
+        let delay = self.rng.within(self.config.disk_us);
+        if self.rng.chance(500) {
+            let records = self.records(node, &subjects);
+            self.mail_later(node, delay, Mail { records: Some(records), ..Mail::default() });
+        } else {
+            let life = self.nodes[node].life;
+            self.at(delay, Event::Look { node, life, subjects });
+        }
+    }
+
+    pub(crate) fn records(&self, node: usize, subjects: &[(Subject, bool)]) -> Records {
+        let casts = &self.nodes[node].disk.casts;
+        let look = |(about, table): &(Subject, bool)| {
+            (*about, Looked { recorded: casts.get(about).map(|c| c.granted), table: *table })
+        };
+        subjects.iter().map(look).collect()
+    }
+
+    fn committed(&mut self, node: usize, entries: &[Arc<Entry>], index: LogIndex) {
         // The core calls committed what it delivers, so the ledger must know it before the delivery is compared.
         self.commits(node, self.core(node).committed());
         let ledger = &self.invariants.committed.ledger;
-        let verdict = self.invariants.delivery.delivers(node, &entries, index, ledger);
+        let verdict = self.invariants.delivery.delivers(node, entries, index, ledger);
         self.demand(verdict);
         self.nodes[node].delivered = index;
+    }
+
+    fn apply_later(&mut self, node: usize, entries: Vec<Arc<Entry>>) {
+        let last = entries.last().map(|e| e.index());
+        assert_eq!(last, Some(self.nodes[node].delivered), "what is applied is what the core delivered");
         let (delay, life) = (self.rng.within(self.config.apply_us), self.nodes[node].life);
         self.at(delay, Event::Apply { node, life, entries });
     }
@@ -166,12 +357,13 @@ impl World {
         let n = &mut self.nodes[node];
         // Deliveries carry their own delays; one that comes early waits for its predecessors by applying them first.
         let Some(last) = entries.last().map(|e| e.index()) else { return };
+        let state = &mut n.executor.as_mut().expect("the node is up").devices().state;
         while n.machine.applied < last {
             let next = n.memory.get(n.machine.applied.next()).expect("delivered entries are in the log").entry.clone();
             n.machine.apply(&next);
+            state.apply(&next);
         }
-        let index = n.machine.applied;
-        self.input(node, Input::Applied { index });
+        self.mail(node, Mail { applied: last, ..Mail::default() });
     }
 
     fn certified(&mut self, node: usize, certificate: &Arc<HeadCertificate>) {
@@ -186,42 +378,44 @@ impl World {
         self.coverage.count("event", "certificate taken over");
     }
 
-    fn ask(&mut self, node: usize, ballot: Arc<Ballot>) {
-        let id = ballot.id;
-        let granted = match self.policy(node) {
-            Policy::Auto => Some(true),
-            // The simulator's rule: by what the payload begins with.
-            Policy::Rules => match ballot.payload.first() {
-                Some(b'-') => Some(false),
-                Some(b'?') => None,
-                _ => Some(true),
-            },
-            Policy::Manual => None,
-        };
-        self.nodes[node].asks.insert(id, ballot);
-        if let Some(granted) = granted {
-            self.answer_later(node, id, granted);
-        } else if let Some(on_record) = self.on_record(node, id) {
-            self.answer_later(node, id, on_record);
+    /// Clients are shown a certificate.
+    fn shows(&mut self, node: usize, certificate: &HeadCertificate) {
+        let (n, size) = (&mut self.nodes[node], LogIndex(certificate.head.size));
+        let (stored, applied, before) = (n.disk.certified(), n.machine.applied, n.shown);
+        n.shown = size;
+        let fine = before < size && size <= stored && size <= applied;
+        self.demand(demand(fine, "a certificate is shown once, durable and with all it covers applied", || {
+            format!("n{node} shows {size} after {before}, with {stored} on its disk and {applied} applied")
+        }));
+    }
+
+    // ---- ballots ----
+
+    /// The application of a member that decides by hand, where the test has one: by what the payload says.
+    fn opened(&mut self, node: usize, ballot: &Ballot) {
+        if !self.config.applications {
+            return;
         }
-    }
-
-    fn on_record(&self, node: usize, id: ProposalId) -> Option<bool> {
-        let n = &self.nodes[node];
-        let key = n.asks.get(&id)?.request.key();
-        n.answered.get(&key).or_else(|| n.disk.casts.get(&key)).map(|c| c.granted)
-    }
-
-    /// Gives a member's answer; an earlier one on record stands.
-    pub(crate) fn answer(&mut self, node: usize, id: ProposalId, granted: bool) {
-        let earlier = self.on_record(node, id);
-        self.input(node, Input::Decide { id, granted: earlier.unwrap_or(granted), on_record: earlier.is_some() });
-    }
-
-    fn answer_later(&mut self, node: usize, id: ProposalId, granted: bool) {
+        let granted = match ballot.payload.first_chunk() {
+            _ if ballot.kind == Kind::Epoch => true,
+            Some(b"\"?") => return,
+            Some(start) => start != b"{\"",
+            None => false,
+        };
         let (delay, life) = (self.rng.within(self.config.apply_us), self.nodes[node].life);
-        self.at(delay, Event::Answer { node, life, id, granted });
+        self.at(delay, Event::Answer { node, life, id: ballot.id, granted });
     }
+
+    /// Gives the answer of a member that decides by hand.
+    pub(crate) fn answer(&mut self, node: usize, id: ProposalId, granted: bool) {
+        let (done, told) = oneshot::channel();
+        let about = self.nodes[node].asks.get(&id).map(|b| subject(b));
+        self.nodes[node].votes.push(((about, granted), told));
+        self.note(node, format!("the application answers {granted} to {id:?}"));
+        self.event(node, executor::Event::Vote { id, granted, done });
+    }
+
+    // ---- strange messages ----
 
     /// The question for a node's vote, as a candidate with the genesis table puts it.
     pub(crate) fn vote_wanted(&self, node: usize, claim: ElectionClaim) -> Message {
@@ -232,6 +426,15 @@ impl World {
     /// Lets a message arrive that nobody sent (or that was sent long ago).
     pub(crate) fn inject(&mut self, from: usize, to: usize, message: Message) {
         debug_assert_ne!(id_of(from), id_of(to));
-        self.input(to, Input::Receive { from: id_of(from), message });
+        self.frame(from, to, Frame::Core(message));
+    }
+}
+
+fn outcome_name(outcome: concordat::telemetry::Outcome) -> &'static str {
+    use concordat::telemetry::Outcome;
+    match outcome {
+        Outcome::Committed => "committed",
+        Outcome::Aborted => "aborted",
+        Outcome::Expired => "expired",
     }
 }

@@ -40,7 +40,7 @@ fn config(seed: u64) -> Config {
     if rng.chance(300) {
         // Members that answer by a rule, so that every proposal is balloted.
         for policy in &mut config.policies {
-            *policy = if rng.chance(600) { Policy::Rules } else { Policy::Auto };
+            *policy = [Policy::Rules, Policy::Rules, Policy::Manual, Policy::Auto][rng.below(4)];
         }
     }
     let far = rng.chance(300);
@@ -52,6 +52,7 @@ fn config(seed: u64) -> Config {
     };
     config.disk_us = if rng.chance(300) { (1_000, 40_000) } else { (100, 3_000) };
     config.batch = rng.within((0, 500));
+    config.applications = true;
     config.skew_ms = (0..nodes + config.spares).map(|_| rng.within((0, 200)) as i64 - 100).collect();
     // Stragglers take up to two seconds: clocks are compared through that.
     config.options.max_clock_difference_ms = 2_500;
@@ -103,11 +104,14 @@ fn hand_over(world: &mut World) {
 }
 
 fn begin_call(world: &mut World, named: u64) {
-    // '-' is denied by rule, '?' is never answered, so it expires.
-    let sign = [b'+', b'+', b'+', b'+', b'-', b'?'][world.rng.below(6)];
-    let mut payload = vec![sign];
-    payload.extend_from_slice(named.to_string().as_bytes());
-    let mut submission = world.submission(&named.to_string(), &payload);
+    let payload = match world.rng.below(6) {
+        // Denied by rule and by applications.
+        0 => format!("{{\"op\":\"deregister\",\"agent_id\":\"{named}\"}}"),
+        // Never answered by applications.
+        1 => format!("\"?{named}\""),
+        _ => format!("\"+{named}\""),
+    };
+    let mut submission = world.submission(&named.to_string(), payload.as_bytes());
     submission.ttl_ms = world.rng.within((200, 3_000));
     if world.rng.chance(60) {
         let most = u16::try_from(world.size()).expect("few");
@@ -286,9 +290,14 @@ fn every_kind_occurred(all: &Coverage) {
         "partition",
         "stranger turned away",
     ];
+    let frames = ["Submit", "Submitted"];
+    let proposals = ["aborted", "committed", "expired"];
+    let clients = ["refused", "repeat of an applied request", "sent away", "told that it was taken"];
+    let votes = ["durable", "refused"];
     let admissions =
         ["appended", "balloted", "duplicate", "request id reused", "not leader", "invalid quorum", "transferring"];
     let events = [
+        "answers on record looked up",
         "entries read back for a lagging peer",
         "certificate taken over",
         "key retired",
@@ -315,6 +324,10 @@ fn every_kind_occurred(all: &Coverage) {
     let reads = ["begun", "confirmed", "refused", "served"];
     let kinds = (faults.map(|f| ("fault", f)).into_iter())
         .chain(MESSAGE_NAMES.map(|m| ("message", m)))
+        .chain(frames.map(|f| ("frame", f)))
+        .chain(proposals.map(|p| ("proposal", p)))
+        .chain(clients.map(|c| ("client", c)))
+        .chain(votes.map(|v| ("vote", v)))
         .chain(admissions.map(|a| ("admission", a)))
         .chain(events.map(|e| ("event", e)))
         .chain(asked.map(|a| ("change asked", a)))

@@ -1,8 +1,9 @@
-//! N cores in virtual time: the queue of events, the clock, faults, and what tests ask for.
+//! N nodes in virtual time: the queue of events, the clock, faults, and what tests ask for.
 
 use crate::client::Call;
 use crate::coverage::Coverage;
-use crate::crypto::Executor;
+use crate::crypto::Pool;
+use crate::devices::SimDevices;
 use crate::disk::Disk;
 use crate::invariants::{Invariants, Verdict, positions::Standing, tables};
 use crate::machine::Machine;
@@ -11,15 +12,31 @@ use crate::membership::{Acquaintance, Changed, Transferred};
 use crate::net::{Links, Network};
 use crate::reads::Read;
 use crate::rng::Rng;
-use crate::trace::{Trace, What, input_name, message_name};
+use crate::shell::Waiting;
+use crate::trace::{Trace, What, message_name};
 use crate::{chain::Chain, invariants::Violation};
-use concordat::certificate::{Entry, Genesis, Policy, QuorumRule, TableInForce};
-use concordat::core::{Alarm, Ballot, CastVote, Core, Effect, Halt, Input, Message, Now, Options, Role};
-use concordat::ids::{Digest, LogIndex, ProposalId};
+use concordat::api::VoteError;
+use concordat::certificate::{Entry, Genesis, Policy, PublicKey, QuorumRule, TableInForce};
+use concordat::config::{OperationKind, Rules};
+use concordat::core::{
+    Admission, Alarm, Ballot, ChangeRefusal, Core, Effect, Halt, Message, Now, Options, Role, Transfer,
+};
+use concordat::ids::{Digest, Epoch, LogIndex, ProposalId};
+use concordat::node::executor::{self, Executor, Mail, Query, Settings, Subject};
+use concordat::registry::State;
+use concordat::wire::Frame;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// Undecided proposals of one node's clients.
+const MAX_PENDING: usize = 1_024;
+
+/// The simulator's members grant whatever is no operation on the registry.
+fn rules() -> Rules {
+    Rules { allow_operations: Some(vec![OperationKind::Opaque]), ..Rules::default() }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -35,8 +52,12 @@ pub(crate) struct Config {
     pub(crate) crypto_us: (u64, u64),
     pub(crate) apply_us: (u64, u64),
     pub(crate) options: Options,
-    /// Per mille of inputs after which the shell drains a little later, together with whatever comes in meanwhile.
+    /// Per mille of inputs after which a node has its turn a little later, together with whatever comes in meanwhile.
     pub(crate) batch: u64,
+    /// Members that decide by hand have applications that answer.
+    pub(crate) applications: bool,
+    /// Nodes forward what their clients propose.
+    pub(crate) forward: bool,
     pub(crate) real_crypto: bool,
     /// Keep all effects for the test to read.
     pub(crate) record: bool,
@@ -58,6 +79,8 @@ impl Config {
             apply_us: (10, 500),
             options: Options::default(),
             batch: 0,
+            applications: false,
+            forward: true,
             real_crypto: false,
             record: false,
             skew_ms: vec![0; nodes],
@@ -66,35 +89,43 @@ impl Config {
 }
 
 pub(crate) enum Event {
-    Deliver { from: usize, to: usize, message: Message },
+    Deliver { from: usize, to: usize, frame: Box<Frame> },
     Tick { node: usize, life: u64 },
-    Drain { node: usize, life: u64 },
+    Turn { node: usize, life: u64 },
     Disk { node: usize, life: u64, seq: u64 },
-    Input { node: usize, life: u64, input: Input },
+    Mail { node: usize, life: u64, mail: Mail },
+    Look { node: usize, life: u64, subjects: Vec<(Subject, bool)> },
     Answer { node: usize, life: u64, id: ProposalId, granted: bool },
     Apply { node: usize, life: u64, entries: Vec<Arc<Entry>> },
-    Forward { call: usize, attempt: u64, to: usize },
     Client { call: usize, attempt: u64 },
     Keys { node: usize, life: u64 },
     Serve { read: usize },
 }
 
 pub(crate) struct Node {
-    pub(crate) core: Option<Core>,
+    /// While it is up.
+    pub(crate) executor: Option<Executor<SimDevices>>,
     /// Counts restarts; events of an earlier life are void.
     pub(crate) life: u64,
     pub(crate) disk: Disk,
     pub(crate) machine: Machine,
     /// The core's log, as its writes tell it.
     pub(crate) memory: Chain,
-    pub(crate) executor: Executor,
+    pub(crate) pool: Pool,
     tick_at: Option<u64>,
     pub(crate) draining: bool,
     /// Questions asked of this node and not withdrawn.
     pub(crate) asks: BTreeMap<ProposalId, Arc<Ballot>>,
-    /// Answers given in this life; the disk has them a little later.
-    pub(crate) answered: BTreeMap<Digest, CastVote>,
     pub(crate) delivered: LogIndex,
+    /// What the newest certificate that clients were shown covers.
+    pub(crate) shown: LogIndex,
+    pub(crate) reads: Waiting<usize, Option<LogIndex>>,
+    pub(crate) transfers: Waiting<usize, Transfer>,
+    pub(crate) changes: Waiting<usize, Result<Epoch, ChangeRefusal>>,
+    /// What became of the answers of its application.
+    pub(crate) voted: Vec<Result<(), VoteError>>,
+    /// What each answer under way is about, and the answer.
+    pub(crate) votes: Waiting<(Option<Subject>, bool), Result<(), VoteError>>,
     pub(crate) alarms: Vec<Alarm>,
     pub(crate) halted: Option<Halt>,
     pub(crate) skew_ms: i64,
@@ -132,6 +163,8 @@ pub(crate) struct World {
     pub(crate) changes: Vec<Changed>,
     pub(crate) transfers: Vec<Transferred>,
     pub(crate) recorded: Vec<(u64, usize, Effect)>,
+    /// What a core said last of a submission.
+    pub(crate) admitted: Option<Admission>,
 }
 
 impl World {
@@ -153,6 +186,7 @@ impl World {
             changes: Vec::new(),
             transfers: Vec::new(),
             recorded: Vec::new(),
+            admitted: None,
             genesis_id: genesis.id(),
             genesis_table: Arc::new(genesis.in_force()),
             genesis,
@@ -160,17 +194,22 @@ impl World {
         };
         for node in 0..world.size() {
             world.nodes.push(Node {
-                core: None,
+                executor: None,
                 life: 0,
                 disk: Disk { keys: vec![0], ..Disk::default() },
                 machine: Machine::default(),
                 memory: Chain::default(),
-                executor: Executor::new(node, &[0], world.config.real_crypto),
+                pool: Pool::new(node, &[0], world.config.real_crypto),
                 tick_at: None,
                 draining: false,
                 asks: BTreeMap::new(),
-                answered: BTreeMap::new(),
                 delivered: LogIndex::ZERO,
+                shown: LogIndex::ZERO,
+                reads: Vec::new(),
+                transfers: Vec::new(),
+                changes: Vec::new(),
+                voted: Vec::new(),
+                votes: Vec::new(),
                 alarms: Vec::new(),
                 halted: None,
                 skew_ms: world.config.skew_ms.get(node).copied().unwrap_or_default(),
@@ -193,11 +232,11 @@ impl World {
     }
 
     pub(crate) fn core(&self, node: usize) -> &Core {
-        self.nodes[node].core.as_ref().expect("the node is up")
+        self.nodes[node].executor.as_ref().expect("the node is up").core()
     }
 
     pub(crate) fn is_up(&self, node: usize) -> bool {
-        self.nodes[node].core.is_some()
+        self.nodes[node].executor.is_some()
     }
 
     pub(crate) fn clock(&self, node: usize) -> Now {
@@ -261,33 +300,37 @@ impl World {
         self.now = at;
         self.trace.events += 1;
         match event {
-            Event::Deliver { from, to, message } => {
+            Event::Deliver { from, to, frame } => {
                 if !self.is_up(to) {
                     self.coverage.count("fault", "message to a stopped node");
-                } else if !self.nodes[to].acquaintance.admits(from, &message) {
+                } else if !self.nodes[to].acquaintance.admits(from, &frame) {
                     self.coverage.count("fault", "stranger turned away");
                 } else {
-                    self.coverage.count("message", message_name(&message));
-                    self.input(to, Input::Receive { from: id_of(from), message });
+                    if let Frame::Core(message) = &*frame {
+                        self.coverage.count("message", message_name(message));
+                    }
+                    self.frame(from, to, *frame);
                 }
             }
             Event::Tick { node, life } if self.lives(node, life) => self.tick(node),
-            Event::Drain { node, life } if self.lives(node, life) => self.drain(node),
+            Event::Turn { node, life } if self.lives(node, life) => self.turn(node),
             Event::Disk { node, life, seq } if self.lives(node, life) => {
                 // One fsync may cover writes that were issued after it began.
                 let seq = if self.rng.chance(200) { u64::MAX } else { seq };
                 if let Some(seq) = self.nodes[node].disk.complete(seq) {
-                    self.input(node, Input::Persisted { seq });
+                    self.mail(node, Mail { persisted: seq, ..Mail::default() });
                 }
             }
-            Event::Input { node, life, input } if self.lives(node, life) => self.input(node, input),
+            Event::Mail { node, life, mail } if self.lives(node, life) => self.mail(node, mail),
+            Event::Look { node, life, subjects } if self.lives(node, life) => {
+                let records = self.records(node, &subjects);
+                self.mail(node, Mail { records: Some(records), ..Mail::default() });
+            }
             Event::Answer { node, life, id, granted } if self.lives(node, life) => self.answer(node, id, granted),
             Event::Apply { node, life, entries } if self.lives(node, life) => self.apply(node, &entries),
-            Event::Forward { call, attempt, to } => self.forwarded(call, attempt, to),
             Event::Client { call, attempt } => self.client_looks(call, attempt),
             Event::Keys { node, life } if self.lives(node, life) => {
-                let keys = self.nodes[node].disk.keys.iter().map(|g| public(node, *g)).collect();
-                self.input(node, Input::Keys(keys));
+                self.event(node, executor::Event::Query(Query::Keys));
             }
             Event::Serve { read } => self.serve(read),
             _ => {}
@@ -303,15 +346,20 @@ impl World {
         if self.nodes[node].tick_at.take_if(|at| *at <= self.now).is_none() {
             return;
         }
-        if self.core(node).deadline() <= now.mono {
-            self.input(node, Input::Tick);
+        if self.deadline(node) <= now.mono {
+            self.turn(node);
         } else {
             self.schedule_tick(node);
         }
     }
 
-    fn schedule_tick(&mut self, node: usize) {
-        let due = self.core(node).deadline();
+    /// When the node wants its next turn, monotonic.
+    fn deadline(&self, node: usize) -> u64 {
+        self.nodes[node].executor.as_ref().expect("the node is up").deadline()
+    }
+
+    pub(crate) fn schedule_tick(&mut self, node: usize) {
+        let due = self.deadline(node);
         if due == u64::MAX {
             return;
         }
@@ -326,45 +374,14 @@ impl World {
         }
     }
 
-    // ---- inputs ----
-
-    pub(crate) fn input(&mut self, node: usize, input: Input) {
-        self.coverage.count("input", input_name(&input));
-        self.trace.add(self.now, node, What::Input(input.clone()));
-        let now = self.clock(node);
-        self.nodes[node].core.as_mut().expect("the node is up").step(now, input);
-        if self.nodes[node].draining {
-            self.coverage.count("shell", "several inputs before a drain");
-        } else if self.rng.chance(self.config.batch) {
-            self.nodes[node].draining = true;
-            let (delay, life) = (self.rng.within((0, 300)), self.nodes[node].life);
-            self.at(delay, Event::Drain { node, life });
-        } else {
-            self.drain(node);
-        }
-    }
-
-    pub(crate) fn drain(&mut self, node: usize) {
-        self.nodes[node].draining = false;
-        let effects = self.nodes[node].core.as_mut().expect("the node is up").drain();
-        for effect in effects {
-            self.trace.add(self.now, node, What::Effect(effect.clone()));
-            if self.config.record {
-                self.recorded.push((self.now, node, effect.clone()));
-            }
-            self.execute(node, effect);
-        }
-        self.observe(node);
-        self.schedule_tick(node);
-    }
+    // ---- checks ----
 
     /// Checks everything that a node's state alone can break.
-    fn observe(&mut self, node: usize) {
+    pub(crate) fn observe(&mut self, node: usize) {
         let standing = self.standing(node);
         let verdict = self.invariants.positions.stands(node, standing);
         self.demand(verdict);
-        let n = &self.nodes[node];
-        let core = n.core.as_ref().expect("up");
+        let (n, core) = (&self.nodes[node], self.core(node));
         let (role, committed, last) = (core.role(), core.committed(), core.last_index());
         let was = n.was;
         if committed != was.1 || last != was.2 {
@@ -415,8 +432,7 @@ impl World {
     }
 
     fn standing(&self, node: usize) -> Standing {
-        let n = &self.nodes[node];
-        let core = n.core.as_ref().expect("up");
+        let (n, core) = (&self.nodes[node], self.core(node));
         Standing {
             term: core.term(),
             applied: n.machine.applied,
@@ -444,7 +460,11 @@ impl World {
         }
         self.note(node, format!("crash: {lost} writes lost, {kept} kept untold"));
         let n = &mut self.nodes[node];
-        n.core = None;
+        n.executor = None;
+        n.reads.clear();
+        n.transfers.clear();
+        n.changes.clear();
+        n.votes.clear();
         n.life += 1;
         n.draining = false;
         n.tick_at = None;
@@ -454,20 +474,27 @@ impl World {
     pub(crate) fn start(&mut self, node: usize) {
         let certified = self.nodes[node].disk.certified();
         let base = if self.rng.chance(500) { certified } else { LogIndex::ZERO };
-        let keys = self.nodes[node].disk.keys.iter().map(|g| public(node, *g)).collect();
-        let restored = self.nodes[node].disk.restore(base, keys);
+        let keys = self.public_keys(node);
+        let restored = self.nodes[node].disk.restore(base, keys.clone());
         let seed = self.rng.next();
         let options = Options { seed, ..self.config.options.clone() };
         let core = Core::new(id_of(node), &self.genesis, restored, options, self.clock(node));
+        let now = self.clock(node);
+        let settings = Settings { rules: rules(), max_pending: MAX_PENDING, forward: self.config.forward };
         let n = &mut self.nodes[node];
         n.life += 1;
-        n.core = Some(core);
         n.memory = n.disk.log.clone();
         n.machine = Machine::default();
-        n.disk.log.links().iter().take_while(|l| l.entry.index() <= certified).for_each(|l| n.machine.apply(&l.entry));
+        let mut state = State::default();
+        for link in n.disk.log.links().iter().take_while(|l| l.entry.index() <= certified) {
+            n.machine.apply(&link.entry);
+            state.apply(&link.entry);
+        }
+        let devices = SimDevices::new(now, state, keys);
+        n.executor = Some(Executor::new(id_of(node), core, devices, settings, certified));
+        n.shown = certified;
         n.asks.clear();
         n.acquaintance = Acquaintance::default();
-        n.answered.clear();
         n.delivered = certified;
         n.was = (Role::Follower, LogIndex::ZERO, LogIndex::ZERO);
         self.note(node, format!("start with {} entries, certified {certified}", self.nodes[node].memory.last()));
@@ -475,7 +502,12 @@ impl World {
         let standing = self.standing(node);
         let verdict = self.invariants.positions.restarted(node, standing);
         self.demand(verdict);
-        self.drain(node);
+        self.turn(node);
+    }
+
+    /// Of the keys in a node's store.
+    pub(crate) fn public_keys(&self, node: usize) -> Vec<PublicKey> {
+        self.nodes[node].disk.keys.iter().map(|g| public(node, *g)).collect()
     }
 
     /// Cuts every link between the two sides.

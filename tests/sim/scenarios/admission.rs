@@ -27,7 +27,7 @@ fn ten_concurrent_proposals_are_ordered_and_gap_free() {
 
 #[test]
 fn a_follower_names_the_leader() {
-    let mut world = cluster(3, 2);
+    let mut world = World::new(Config { forward: false, ..Config::new(3, 2) });
     let leader = world.settle();
     let follower = world.follower();
     let admission = world.propose(follower, "a");
@@ -187,7 +187,9 @@ fn a_leader_that_returns_remembers_no_request_that_its_log_lost() {
     world.run(200);
     world.isolate(leader);
     for i in 0..5 {
-        assert!(matches!(world.propose(leader, &i.to_string()), Admission::Appended { .. }));
+        let submission = world.named(&i.to_string());
+        let other = (leader + 1) % 3;
+        assert!(matches!(world.forward(other, leader, submission), Admission::Appended { .. }));
     }
     world.run(2_000);
     world.heal();
@@ -200,7 +202,8 @@ fn a_leader_that_returns_remembers_no_request_that_its_log_lost() {
 fn a_leader_that_returns_opens_a_lost_ballot_anew() {
     let mut world = World::new(Config { policies: vec![Policy::Manual; 3], ..Config::new(3, 11) });
     let leader = world.settle();
-    assert!(matches!(world.propose(leader, "a"), Admission::Balloted { .. }));
+    let submission = world.named("a");
+    assert!(matches!(world.forward((leader + 1) % 3, leader, submission), Admission::Balloted { .. }));
     world.isolate(leader);
     world.run(2_000);
     world.heal();

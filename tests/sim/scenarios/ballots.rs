@@ -1,6 +1,7 @@
 use crate::world::{Config, World};
+use concordat::api::VoteError;
 use concordat::certificate::{AbortReason, Kind, Policy, Tally};
-use concordat::core::{Admission, Input, Message};
+use concordat::core::{Admission, Message};
 use concordat::ids::ProposalId;
 
 fn manual(nodes: usize, seed: u64) -> World {
@@ -8,7 +9,7 @@ fn manual(nodes: usize, seed: u64) -> World {
 }
 
 fn open(world: &mut World, leader: usize, name: &str, ttl_ms: u64) -> ProposalId {
-    let mut submission = world.submission(name, name.as_bytes());
+    let mut submission = world.named(name);
     submission.ttl_ms = ttl_ms;
     match world.submit(leader, submission) {
         Admission::Balloted { id } => id,
@@ -49,7 +50,7 @@ fn one_grant_and_two_withheld_abort_after_the_time_to_live_on_every_node() {
 fn a_ballot_ends_with_its_requests_deadline_though_its_time_to_live_goes_on() {
     let mut world = manual(3, 10);
     let leader = world.settle();
-    let mut submission = world.submission("a", b"a");
+    let mut submission = world.named("a");
     submission.ttl_ms = 60_000;
     submission.request.deadline_ms = world.wall() + 600;
     let Admission::Balloted { id } = world.submit(leader, submission) else { panic!("no ballot") };
@@ -108,7 +109,7 @@ fn a_raised_quorum_needs_every_grant_it_names() {
     let away = world.follower();
     world.run(200);
     world.isolate(away);
-    let mut submission = world.submission("a", b"a");
+    let mut submission = world.named("a");
     submission.required_quorum = Some(3);
     assert!(matches!(world.submit(leader, submission), Admission::Balloted { .. }));
     world.propose(leader, "b");
@@ -164,7 +165,7 @@ fn a_repeat_of_an_open_ballot_is_recognised() {
     let leader = world.settle();
     let id = open(&mut world, leader, "a", 60_000);
     assert_eq!(world.propose(leader, "a"), Admission::Duplicate { id });
-    let other = world.submission("a", b"other");
+    let other = world.submission("a", b"\"other\"");
     assert_eq!(world.submit(leader, other), Admission::RequestIdReused);
 }
 
@@ -204,5 +205,25 @@ fn endless_times_to_live_are_bounded() {
     endless.id.seq += 1;
     world.inject(leader, member, Message::Ballot { term, ballot: std::sync::Arc::new(endless) });
     assert_eq!(world.nodes[member].asks.len(), 2);
-    world.input(member, Input::Tick);
+    world.turn(member);
+}
+
+#[test]
+fn an_application_answers_a_ballot_once() {
+    let mut world = manual(3, 11);
+    let leader = world.settle();
+    let id = open(&mut world, leader, "a", 60_000);
+    world.run(50);
+    world.stall(leader);
+    world.answer(leader, id, true);
+    world.run(50);
+    assert_eq!(world.nodes[leader].voted, vec![], "nothing is told before it is durable");
+    // Before the first answer is durable, and after.
+    world.answer(leader, id, false);
+    world.unstall(leader);
+    world.run(50);
+    world.answer(leader, id, false);
+    world.run(50);
+    let none = Err(VoteError::NoBallot { id });
+    assert_eq!(world.nodes[leader].voted, vec![none.clone(), Ok(()), none]);
 }

@@ -45,7 +45,7 @@ fn the_same_signers_on_the_same_head_give_the_same_bytes() {
         .iter()
         .map(|id| {
             let job = Crypto::SignHead { head, under: vec![(under[0], table.table.get(id).unwrap().bls_key)] };
-            match world.nodes[crate::members::index_of(id)].executor.execute(job) {
+            match world.nodes[crate::members::index_of(id)].pool.execute(job) {
                 Some(Input::HeadSigned { signatures, .. }) => (*id, signatures[0].1),
                 other => panic!("{other:?}"),
             }
@@ -54,7 +54,7 @@ fn the_same_signers_on_the_same_head_give_the_same_bytes() {
     let mut certify = |node: usize| -> Vec<u8> {
         shares.reverse();
         let signatures: Vec<(SignedFor, Vec<(NodeId, Signature)>)> = vec![(under[0], shares.clone())];
-        match world.nodes[node].executor.execute(Crypto::CertifyHead { head, signatures, tables: tables.clone() }) {
+        match world.nodes[node].pool.execute(Crypto::CertifyHead { head, signatures, tables: tables.clone() }) {
             Some(Input::HeadCertified { certificate }) => certificate.encode(),
             other => panic!("{other:?}"),
         }

@@ -172,7 +172,7 @@ fn commits_something(world: &mut World, name: &str) {
     let settled = world.run_while_not(5_000, |w| w.leader().is_some_and(|l| w.core(l).leader().is_some()));
     assert!(settled);
     let name = name.to_string();
-    let submission = world.submission(&name, b"x");
+    let submission = world.named(&name);
     let call = world.start_call(submission);
     assert!(world.run_while_not(10_000, |w| w.calls[call].outcome.is_some()), "{name}");
 }

@@ -645,7 +645,7 @@ fn ballots_are_counted_anew_under_the_next_table() {
     let mut world = World::new(Config { policies, spares: 1, record: true, ..Config::new(3, 23) });
     let leader = world.settle();
     world.run(500);
-    let mut submission = world.submission("a", b"+");
+    let mut submission = world.submission("a", b"\"+\"");
     (submission.required_quorum, submission.ttl_ms) = (Some(3), 60_000);
     let Admission::Balloted { id } = world.submit(leader, submission) else { panic!("balloted") };
     world.run(300);

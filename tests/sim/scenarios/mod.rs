@@ -6,6 +6,7 @@ mod certificates;
 mod clocks;
 mod durability;
 mod elections;
+mod forwarding;
 mod membership;
 mod reads;
 mod replication;

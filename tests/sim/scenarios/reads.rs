@@ -3,7 +3,7 @@ use crate::members::Row;
 use crate::reads::ReadState;
 use crate::world::{Config, World};
 use concordat::certificate::Role;
-use concordat::core::{Effect, Input, Message, Role as Standing};
+use concordat::core::{Effect, Message, Role as Standing};
 use concordat::ids::LogIndex;
 use std::collections::BTreeSet;
 
@@ -237,7 +237,7 @@ fn no_context_is_used_twice_not_even_across_restarts() {
     let term = world.core(leader).term();
     let read = world.read(follower);
     world.inject(leader, follower, Message::ReadIndexReply { term, context: contexts[0], index: Some(LogIndex(0)) });
-    world.input(follower, Input::Tick);
+    world.turn(follower);
     world.run(100);
     assert_eq!(state(&world, read), ReadState::Served);
 }
