@@ -1,7 +1,7 @@
 //! One node: the real core, and around it the least shell that is honest. Whatever a node does depends on its own state
 //! and on the event alone.
 
-use crate::crypto::Executor;
+use crate::crypto::Pool;
 use crate::history::{Fact, Rule};
 use crate::log::Log;
 use crate::members::{id_of, index_of, secret_of};
@@ -137,7 +137,7 @@ impl Event {
 /// What never changes in a scope.
 pub(crate) struct World {
     pub(crate) genesis: Genesis,
-    executors: Vec<(Executor, PublicKey)>,
+    executors: Vec<(Pool, PublicKey)>,
     /// Whether a job of the crypto pool takes its time (or else completes within the step that asked for it).
     slow: fn(&Crypto) -> bool,
     /// Messages that the network always loses.
@@ -151,7 +151,7 @@ impl World {
         let Scope { slow, muted, pre_votes, .. } = *scope;
         let genesis = scope.genesis();
         let count = genesis.table.members().len();
-        let executors = (0..count).map(|i| (Executor::new(i, &[0], false), secret_of(i).public())).collect();
+        let executors = (0..count).map(|i| (Pool::new(i, &[0], false), secret_of(i).public())).collect();
         Self { genesis, executors, slow, muted, pre_votes }
     }
 

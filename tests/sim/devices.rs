@@ -1,6 +1,7 @@
 //! The devices under a simulated node's executor: they write down, in order, what they are asked, for the world to see
 //! to as soon as the executor returns.
 
+use concordat::api::ProposeError;
 use concordat::certificate::{Entry, HeadCertificate, PublicKey, TableInForce};
 use concordat::core::{Alarm, Ballot, Crypto, Effect, Now, Tables, Write};
 use concordat::ids::{Digest, NodeId, ProposalId};
@@ -132,6 +133,9 @@ impl Devices for SimDevices {
     fn http_address(&self, _id: &NodeId) -> Option<String> {
         None
     }
+
+    /// The simulator's clients ask again by themselves, whatever they are told.
+    fn give_up(&mut self, _key: &Digest, _why: ProposeError) {}
 
     fn note_http(&mut self, _id: NodeId, _address: Option<String>) {}
 
