@@ -98,6 +98,10 @@ pub const MAX_AGENT_TEXT: usize = 2048;
 pub const MAX_CAPABILITIES: usize = 256;
 /// Longest capability tag, in bytes.
 pub const MAX_CAPABILITY_TAG: usize = 128;
+/// Bytes of a snapshot in one chunk.
+pub const SNAPSHOT_CHUNK: usize = 64 * 1024;
+/// Most chunks of a snapshot (64 GiB in all).
+pub const MAX_SNAPSHOT_CHUNKS: u32 = 1 << 20;
 /// Hashes in a tile, as in C2SP `tlog-tiles`.
 pub const TILE: u64 = 256;
 
@@ -105,6 +109,7 @@ const _: () = assert!(MAX_PAYLOAD + MAX_HEADER + 4 * MAX_REQUEST_ID < MAX_ENTRY)
 const _: () = assert!(MAX_ENTRY < MAX_STORED_VALUE);
 const _: () = assert!(MAX_APPEND_BYTES + MAX_ENTRY < MAX_FRAME);
 const _: () = assert!(MAX_APPEND_BYTES <= MAX_INFLIGHT_BYTES);
+const _: () = assert!(SNAPSHOT_CHUNK < MAX_STORED_VALUE);
 const _: () = assert!(MAX_HEADER <= u16::MAX as usize);
 const _: () = assert!(MAX_HTTP_BODY >= MAX_PAYLOAD + 4 * MAX_REQUEST_ID);
 const _: () = assert!(MAX_HTTP_STREAMS < MAX_HTTP_CONNECTIONS);

@@ -65,6 +65,12 @@ impl Frontier {
         Ok(Self { size, peaks })
     }
 
+    /// `peaks`, largest first, are those of a tree of `size` leaves.
+    pub(super) fn from_peaks(size: u64, peaks: Vec<Digest>) -> Self {
+        assert_eq!(peaks.len(), size.count_ones() as usize, "one peak per bit set in size");
+        Self { size, peaks }
+    }
+
     /// Leaves so far.
     #[must_use]
     pub fn size(&self) -> u64 {

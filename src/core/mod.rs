@@ -208,7 +208,8 @@ impl Core {
     /// A node as it was when it last stopped. The shell has applied everything up to the restored certificate.
     #[must_use]
     pub fn new(id: NodeId, genesis: &Genesis, restored: Restored, options: Options, now: Now) -> Self {
-        let Restored { hard, certificate, frontier, terms, last_proposed_at, tail, epochs, keys } = restored;
+        let Restored { hard, certificate, compacted: _, frontier, terms, last_proposed_at, tail, epochs, keys } =
+            restored;
         let epochs = membership::Epochs::restore(genesis, epochs.iter().chain(&tail));
         let log = Log::new(frontier, terms, last_proposed_at, tail);
         let committed = LogIndex(certificate.as_ref().map_or(0, |c| c.head.size));
@@ -497,7 +498,7 @@ impl Core {
             let hard = std::mem::take(&mut self.hard_dirty).then(|| self.hard.clone());
             let appended = !entries.is_empty();
             let voted = hard.is_some();
-            let seq = self.emit_write(Write { hard, entries, cast: None, certificate: certificate.clone() });
+            let seq = self.emit_write(Write { hard, entries, certificate: certificate.clone(), ..Write::default() });
             if voted {
                 self.hard_seq = seq;
             }

@@ -7,8 +7,8 @@
 use super::message::Message;
 use super::tables::Tables;
 use crate::certificate::{
-    ElectionCertificate, ElectionClaim, Entry, EpochChain, Head, HeadCertificate, Kind, Member, MemberTable, PublicKey,
-    Request, Signature, SignedFor, TableInForce, VoteStatement,
+    Edge, ElectionCertificate, ElectionClaim, Entry, EpochChain, Head, HeadCertificate, Kind, Member, MemberTable,
+    PublicKey, Request, Signature, SignedFor, TableInForce, VoteStatement,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use serde::{Deserialize, Serialize};
@@ -46,11 +46,35 @@ pub struct CastVote {
     pub keep_until: u64,
 }
 
+/// What a log that begins after a snapshot rests on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Base {
+    /// The right edge of the tree over everything before; its size is the index of the snapshot.
+    pub edge: Edge,
+    /// Where terms begin: (first index, term), ascending, over everything before.
+    pub terms: Vec<(LogIndex, Term)>,
+    /// `proposed_at` of the last entry before, milliseconds since the Unix epoch.
+    pub proposed_at: u64,
+    /// The `Epoch` and `EpochFinal` entries before, ascending; the last one is an `EpochFinal`.
+    pub epochs: Vec<Arc<Entry>>,
+}
+
+impl Base {
+    /// The last entry that the snapshot stands for.
+    #[must_use]
+    pub fn index(&self) -> LogIndex {
+        LogIndex(self.edge.size())
+    }
+}
+
 /// One durable step; several may be made durable by one fsync, always in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Write {
     /// Term and vote, when they changed.
     pub hard: Option<HardState>,
+    /// The whole log is replaced by one that begins after this, before `entries` are appended. The snapshot that it
+    /// stands for is complete and durable.
+    pub base: Option<Arc<Base>>,
     /// Entries to append. The first one's index says where: whatever the log held from there on is replaced.
     pub entries: Vec<Arc<Entry>>,
     /// A ballot answer.
@@ -727,6 +751,8 @@ pub struct Restored {
     pub hard: HardState,
     /// Newest verified head certificate: everything it covers is committed.
     pub certificate: Option<Arc<HeadCertificate>>,
+    /// Entries up to here are not in the log any more: a snapshot stands for them. Zero when it begins at the beginning.
+    pub compacted: LogIndex,
     /// The tree before the first of `tail`.
     pub frontier: crate::certificate::merkle::Frontier,
     /// Where terms begin: (first index, term), ascending, for the log before `tail`.

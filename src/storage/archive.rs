@@ -9,27 +9,21 @@ use super::error::ReadError;
 use super::layout::{
     self, BUCKET, HEADER_RUN, HEADERS, PROPOSALS, TILES, bucket_key, number_key, read_bucket, read_tile, tile_key,
 };
-use crate::certificate::Header;
-use crate::certificate::merkle::{self, Frontier, Nodes, node_hash};
+use crate::certificate::merkle::Nodes;
+use crate::certificate::{Edge, FullTile, Header, Reader, TILE_LEVELS, Writer, full_tiles, subtree};
 use crate::ids::{Digest, LogIndex, ProposalId, Term};
 use crate::limits::TILE;
 use std::collections::BTreeMap;
 
-/// Levels of tree hashes in a tile: 2^8 = [`TILE`].
-const TILE_LEVELS: u8 = 8;
 /// Derived bytes written before they are made durable, so that what waits for the disk stays well below a segment.
 const UNSYNCED: usize = 1024 * 1024;
 
-const _: () = assert!(1 << TILE_LEVELS == TILE);
-
 /// The derived state up to some entry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Archive {
-    frontier: Frontier,
-    /// The hashes of the unfinished tile of each tile level (each fewer than [`TILE`]).
-    partial: Vec<Vec<Digest>>,
-    /// The headers of the unfinished run (fewer than [`HEADER_RUN`]).
-    headers: Vec<Vec<u8>>,
+    edge: Edge,
+    /// The first entry whose header and hashes are here.
+    from: LogIndex,
     /// The proposals of the unfinished leaf tile (fewer than [`TILE`]).
     proposals: BTreeMap<(Term, u64), Vec<(u8, LogIndex)>>,
     unsynced: usize,
@@ -42,9 +36,31 @@ fn place(id: &ProposalId) -> ((Term, u64), u8) {
 }
 
 impl Archive {
+    /// What goes on from an edge: the headers of its unfinished tile are written as far as they fill runs.
+    pub(super) fn over(disk: &Disk, edge: Edge, from: LogIndex) -> Result<Self, ReadError> {
+        let headers = edge.headers().to_vec();
+        let mut archive = Self { edge, from, proposals: BTreeMap::new(), unsynced: 0, written: 0 };
+        for bytes in &headers {
+            let header = Header::decode(bytes).map_err(|source| ReadError::Record { tree: HEADERS, source })?;
+            archive.note_proposal(&header);
+        }
+        let first = archive.size() - headers.len() as u64 + 1;
+        for (run, at) in headers.chunks_exact(HEADER_RUN as usize).zip((first..).step_by(HEADER_RUN as usize)) {
+            archive.put(disk, &disk.trees.headers, &number_key(at), &layout::write_header_run(run))?;
+        }
+        Ok(archive)
+    }
+
     /// How many entries it covers.
     pub(super) fn size(&self) -> u64 {
-        self.frontier.size()
+        self.edge.size()
+    }
+
+    fn note_proposal(&mut self, header: &Header) {
+        if let Some(id) = &header.proposal_id {
+            let (bucket, low) = place(id);
+            self.proposals.entry(bucket).or_default().push((low, header.index));
+        }
     }
 
     /// Takes the next entry: its header and the header's canonical bytes.
@@ -53,17 +69,18 @@ impl Archive {
         if header.index != expected {
             return Err(ReadError::Gap { expected, found: header.index });
         }
-        let leaf = merkle::leaf_hash(&bytes);
-        self.headers.push(bytes);
-        if let Some(id) = &header.proposal_id {
-            let (bucket, low) = place(id);
-            self.proposals.entry(bucket).or_default().push((low, header.index));
+        self.note_proposal(header);
+        let run = header.index.0.is_multiple_of(HEADER_RUN).then(|| {
+            let before = self.edge.headers();
+            let mut run = before[before.len() + 1 - HEADER_RUN as usize..].to_vec();
+            run.push(bytes.clone());
+            layout::write_header_run(&run)
+        });
+        for FullTile { level, position, hashes } in self.edge.push(bytes) {
+            self.put(disk, &disk.trees.tiles, &tile_key(level, position), &layout::write_tile(&hashes))?;
         }
-        self.push_hash(disk, 0, leaf)?;
-        self.frontier.push(leaf);
-        if self.size().is_multiple_of(HEADER_RUN) {
+        if let Some(run) = run {
             let first = self.size() + 1 - HEADER_RUN;
-            let run = layout::write_header_run(&std::mem::take(&mut self.headers));
             self.put(disk, &disk.trees.headers, &number_key(first), &run)?;
         }
         if self.size().is_multiple_of(TILE) {
@@ -74,23 +91,6 @@ impl Archive {
             self.unsynced = 0;
         }
         Ok(())
-    }
-
-    fn push_hash(&mut self, disk: &Disk, level: u8, hash: Digest) -> Result<(), ReadError> {
-        let slot = usize::from(level);
-        if self.partial.len() <= slot {
-            self.partial.resize(slot + 1, Vec::new());
-        }
-        let tile = &mut self.partial[slot];
-        tile.push(hash);
-        if (tile.len() as u64) < TILE {
-            return Ok(());
-        }
-        let full = std::mem::take(tile);
-        // The tile's place: how many hashes of this level came before it. `frontier` counts the leaf only afterwards.
-        let position = tiles(self.size(), level);
-        self.put(disk, &disk.trees.tiles, &tile_key(level, position), &layout::write_tile(&full))?;
-        self.push_hash(disk, level + 1, subtree(&full))
     }
 
     fn put_proposals(&mut self, disk: &Disk) -> Result<(), ReadError> {
@@ -122,16 +122,56 @@ impl Archive {
 
     /// The header of an entry that it covers.
     pub(super) fn header(&self, disk: &Disk, index: LogIndex) -> Result<Header, ReadError> {
-        let leaf = index.prev().0;
-        let record = |source| ReadError::Record { tree: HEADERS, source };
-        let (run, position) = (leaf / HEADER_RUN, leaf % HEADER_RUN);
-        if run == self.size() / HEADER_RUN {
-            let bytes = self.headers.get(position as usize).ok_or(ReadError::Hole { index })?;
-            return Header::decode(bytes).map_err(record);
+        let decoded = |bytes: &[u8]| match Header::decode(bytes) {
+            Ok(header) if header.index == index => Ok(header),
+            Ok(_) => Err(ReadError::Hole { index }),
+            Err(source) => Err(ReadError::Record { tree: HEADERS, source }),
+        };
+        decoded(&self.header_bytes(disk, index)?)
+    }
+
+    /// Its canonical bytes.
+    fn header_bytes(&self, disk: &Disk, index: LogIndex) -> Result<Vec<u8>, ReadError> {
+        if index < self.from {
+            return Err(ReadError::NotHere { index, from: self.from });
         }
+        let leaf = index.prev().0;
+        let unfinished = self.size() - self.size() % TILE;
+        if leaf >= unfinished {
+            let bytes = self.edge.headers().get((leaf - unfinished) as usize);
+            return bytes.cloned().ok_or(ReadError::Hole { index });
+        }
+        let (run, position) = (leaf / HEADER_RUN, leaf % HEADER_RUN);
         let value = disk.trees.headers.get(number_key(run * HEADER_RUN + 1))?.ok_or(ReadError::Hole { index })?;
-        let header = layout::read_header_run(&value, position).and_then(Header::decode).map_err(record)?;
-        if header.index == index { Ok(header) } else { Err(ReadError::Hole { index }) }
+        let bytes = layout::read_header_run(&value, position);
+        bytes.map(<[u8]>::to_vec).map_err(|source| ReadError::Record { tree: HEADERS, source })
+    }
+
+    /// The edge as it was when it covered `size` entries.
+    pub(super) fn edge_at(&self, disk: &Disk, size: u64) -> Result<Edge, ReadError> {
+        let mut w = Writer::default();
+        w.u64(size);
+        let mut level = 0;
+        while size >> (u32::from(level) * u32::from(TILE_LEVELS)) > 0 {
+            let hashes = size >> (u32::from(level) * u32::from(TILE_LEVELS));
+            for position in hashes - hashes % TILE..hashes {
+                w.digest(&self.nodes(disk).node(level * TILE_LEVELS, position)?);
+            }
+            level += 1;
+            if u32::from(level) * u32::from(TILE_LEVELS) >= u64::BITS {
+                break;
+            }
+        }
+        for index in size - size % TILE + 1..=size {
+            w.short(&self.header_bytes(disk, LogIndex(index))?);
+        }
+        Edge::read(&mut Reader::new(&w.0)).map_err(|source| ReadError::Record { tree: TILES, source })
+    }
+
+    /// Says that all that was written so far is durable.
+    pub(super) fn make_durable(&mut self, disk: &Disk) -> Result<(), ReadError> {
+        self.unsynced = 0;
+        Ok(disk.make_durable()?)
     }
 
     /// Which entry may be the one that a proposal became. The bucket knows term and number only: whoever asks compares
@@ -147,24 +187,22 @@ impl Archive {
         Ok(find(&rows))
     }
 
+    /// Why a tile is not there.
+    fn missing(&self, level: u8, position: u64) -> ReadError {
+        let leaves = u32::from(TILE_LEVELS) * (u32::from(level) + 1);
+        let last = (position + 1).checked_shl(leaves).filter(|last| last >> leaves == position + 1);
+        match last.map(LogIndex) {
+            Some(last) if last < self.from => {
+                ReadError::NotHere { index: LogIndex((position << leaves) + 1), from: self.from }
+            }
+            _ => ReadError::Tile { level, position },
+        }
+    }
+
     /// The hashes of the tree, for roots and proofs.
     pub(super) fn nodes<'a>(&'a self, disk: &'a Disk) -> Hashes<'a> {
         Hashes { archive: self, disk }
     }
-}
-
-/// How many tiles of a level the first `size` leaves fill.
-fn tiles(size: u64, level: u8) -> u64 {
-    size.checked_shr(u32::from(TILE_LEVELS) * (u32::from(level) + 1)).unwrap_or(0)
-}
-
-/// The root of a complete subtree with these leaves (a power of two of them).
-fn subtree(hashes: &[Digest]) -> Digest {
-    let mut level = hashes.to_vec();
-    while level.len() > 1 {
-        level = level.chunks_exact(2).map(|pair| node_hash(&pair[0], &pair[1])).collect();
-    }
-    level[0]
 }
 
 /// Tree hashes out of tiles and the unfinished tiles in memory.
@@ -182,18 +220,17 @@ impl Nodes for Hashes<'_> {
         // Below 2^64 leaves, a node's first hash in its tile level is a number of at most 64 bits.
         let first = position << height;
         let (tile, offset, count) = (first / TILE, (first % TILE) as usize, 1 << height);
-        let missing = ReadError::Tile { level: tile_level, position: tile };
-        let unfinished = tiles(self.archive.size(), tile_level);
         let stored;
-        let hashes = if tile == unfinished {
-            self.archive.partial.get(usize::from(tile_level))
+        let hashes = if tile == full_tiles(self.archive.size(), tile_level) {
+            self.archive.edge.unfinished(tile_level)
         } else {
             stored = match self.disk.trees.tiles.get(tile_key(tile_level, tile))? {
-                None => return Err(missing),
+                None => return Err(self.archive.missing(tile_level, tile)),
                 Some(value) => read_tile(&value).map_err(|source| ReadError::Record { tree: TILES, source })?,
             };
-            Some(&stored)
+            &stored
         };
-        hashes.and_then(|h| h.get(offset..offset + count)).map(subtree).ok_or(missing)
+        let found = hashes.get(offset..offset + count).map(subtree);
+        found.ok_or(ReadError::Tile { level: tile_level, position: tile })
     }
 }

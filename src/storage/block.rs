@@ -3,6 +3,7 @@
 //! Every block carries the tree root before its first entry. A block that survived from another history (a delete that
 //! did not reach the disk, a page that came back) has the right numbers but not the right root, and is found at open.
 
+use super::layout::checksum;
 use crate::certificate::{Entry, EntryError, FormatError, Reader, Writer};
 use crate::ids::{Digest, LogIndex};
 use crate::limits::{MAX_ENTRY, MAX_STORED_VALUE};
@@ -74,17 +75,10 @@ impl Builder {
         let key = super::layout::number_key(self.first.0);
         let mut w = Writer::default();
         w.u8(VERSION).u16(self.count).digest(&self.root_before).fixed(&self.entries.0);
-        let checksum = checksum(&key, &w.0);
-        w.u32(checksum);
+        let sum = checksum(&key, &w.0);
+        w.u32(sum);
         (key, w.0)
     }
-}
-
-fn checksum(key: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(body);
-    hasher.finalize()
 }
 
 /// A stored block whose checksum and framing are right; entries are decoded when asked for.

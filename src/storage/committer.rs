@@ -15,19 +15,25 @@
 //!   lies by one insert. Every prefix of that is the old log cut somewhere at or after `from`: contiguous, and with
 //!   everything below `from`. What is lost in between are entries that a newer leader replaces, which Raft allows to
 //!   lose.
+//! - A log that begins after a snapshot: the entries that go with it, then what the log rests on, and last the one record
+//!   that brings it into force and says that what lies above is to be wiped; durable. Then those blocks go, and only then
+//!   the record says that nothing is left. Nothing is appended in between, and opening goes on with the wiping.
 //! - Should sled ever bring back a block that was deleted, the root that each block carries tells it from the history
 //!   it does not belong to; see [`super::block`].
 //! - The watermark is lowered before a cut and raised only after what it promises is durable.
 
-use super::block::Builder;
-use super::error::{CommitError, DurabilityError, Stopped};
+use super::archive::Archive;
+use super::block::{Block, Builder};
+use super::disk::Disk;
+use super::error::{CommitError, DurabilityError, ReadError, Stopped};
+use super::ground::Ground;
 use super::layout::{self, number_key};
-use super::read::panic_message;
+use super::read::{End, panic_message};
 use super::watermark::Watermark;
-use super::{Numbered, Shared, Store};
-use crate::certificate::merkle::Frontier;
-use crate::certificate::{Entry, HeadCertificate, Header};
-use crate::core::{CastVote, HardState, Write};
+use super::{Numbered, Shared, Store, kept};
+use crate::certificate::merkle::{self, Frontier};
+use crate::certificate::{Entry, HeadCertificate, Header, SnapshotManifest};
+use crate::core::{Base, CastVote, HardState, Write};
 use crate::ids::{LogIndex, Term};
 use crate::limits::MAX_ENTRY;
 use std::collections::VecDeque;
@@ -89,6 +95,18 @@ impl Shared {
         shown.top = last;
     }
 
+    /// A write of a base was submitted: of what the log holds, only what is certified is surely the history that the
+    /// snapshot stands for.
+    fn announce_base(&self, seq: u64, base: LogIndex) {
+        let certificate = self.certificate.read().unwrap_or_else(PoisonError::into_inner);
+        let keep = LogIndex(certificate.as_ref().map_or(0, |c| c.head.size));
+        drop(certificate);
+        let mut shown = self.shown();
+        shown.cuts.push_back((seq, keep));
+        self.last.fetch_min(keep.0, Ordering::AcqRel);
+        shown.top = base;
+    }
+
     /// Everything up to write `seq` is durable, and the log ends at `last`.
     fn show(&self, seq: u64, last: LogIndex) {
         let mut shown = self.shown();
@@ -120,6 +138,9 @@ impl Committer {
     /// [`Stopped`] once a write has failed; the failure itself was reported to `completed`.
     pub fn submit(&self, seq: u64, write: Write) -> Result<(), Stopped> {
         let queue = self.queue.as_ref().ok_or(Stopped)?;
+        if let Some(base) = &write.base {
+            self.store.shared.announce_base(seq, base.index());
+        }
         if let (Some(first), Some(last)) = (write.entries.first(), write.entries.last()) {
             self.store.shared.announce(seq, first.index(), last.index());
         }
@@ -158,7 +179,7 @@ pub(super) struct Tail {
     pub(super) last_term: Term,
     pub(super) last_time: u64,
     pub(super) hard: HardState,
-    /// The size of the newest certified head.
+    /// The size of the newest certified head, or what a snapshot stands for if that is more.
     pub(super) certified: u64,
     /// Groups ever made durable: the last record of each, so that any loss at the end of what was written shows.
     pub(super) commits: u64,
@@ -179,6 +200,7 @@ impl Tail {
             last: self.last(),
             root: self.frontier.root(),
             commits: self.commits,
+            schema: layout::SCHEMA,
         }
     }
 
@@ -198,6 +220,15 @@ impl Tail {
         self.frontier.push(header.leaf_hash());
         self.last_term = header.term;
         self.last_time = header.proposed_at;
+    }
+
+    /// The log is empty after this.
+    fn rest_on(&mut self, ground: &Ground) {
+        self.frontier = ground.edge.frontier();
+        self.checkpoints = VecDeque::from([self.frontier.clone()]);
+        self.last_term = ground.last_term();
+        self.last_time = ground.proposed_at;
+        self.certified = self.certified.max(self.frontier.size());
     }
 
     fn certify(&mut self, size: u64) {
@@ -285,13 +316,21 @@ impl Worker {
         let casts = group.iter().any(|(_, w)| w.cast.is_some());
         let _casting = casts.then(|| shared.casting.write().unwrap_or_else(PoisonError::into_inner));
         let mut certificates = Vec::new();
+        let mut stored = 0;
+        // Whether the watermark is to say more at once.
         let mut hard_changed = false;
         let mut newest = 0;
         for (seq, write) in group {
             newest = seq;
-            let Write { hard, entries, cast, certificate } = write;
+            let Write { hard, base, entries, cast, certificate } = write;
             if let Some(hard) = hard {
                 self.put_hard_state(hard)?;
+                hard_changed = true;
+            }
+            if let Some(base) = base {
+                self.put_certificates(&certificates[stored..])?;
+                stored = certificates.len();
+                self.install(&base)?;
                 hard_changed = true;
             }
             self.append(&entries)?;
@@ -303,10 +342,7 @@ impl Worker {
                 certificates.push(certificate);
             }
         }
-        self.put_block()?;
-        for certificate in &certificates {
-            self.put_certificate(certificate)?;
-        }
+        self.put_certificates(&certificates[stored..])?;
         self.put_count()?;
         // Nothing is acknowledged before fsync: this line keeps it. Everything above only wrote; everything below, and
         // the answer to the core that lets messages leave, comes after it.
@@ -364,9 +400,44 @@ impl Worker {
         Ok(())
     }
 
-    fn put_certificate(&self, certificate: &HeadCertificate) -> Result<(), DurabilityError> {
+    /// Certificates go down after all entries gathered so far, and so after what they cover.
+    fn put_certificates(&mut self, certificates: &[Arc<HeadCertificate>]) -> Result<(), DurabilityError> {
+        self.put_block()?;
         let disk = &self.store.shared.disk;
-        disk.insert(&disk.trees.certificates, &number_key(certificate.head.size), &certificate.encode())
+        certificates
+            .iter()
+            .try_for_each(|c| disk.insert(&disk.trees.certificates, &number_key(c.head.size), &c.encode()))
+    }
+
+    /// Begins the log anew after a complete snapshot; see the head of this file for the order.
+    fn install(&mut self, base: &Base) -> Result<(), CommitError> {
+        let shared = self.store.shared.clone();
+        let _grounding = shared.grounding.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = base.index();
+        let committed = LogIndex(self.tail.certified).max(shared.ground().index());
+        if index < committed || index == shared.ground().index() {
+            return Err(CommitError::Committed { index: index.next(), committed });
+        }
+        let manifest = shared.snapshots.pin(index).ok_or(CommitError::NoSnapshot { index })?;
+        let ground = Ground::installed(base);
+        check_base(&ground, &manifest)?;
+        if self.tail.mark.last.0 > self.tail.certified {
+            // Beyond what is certified it may speak of another history than the snapshot's.
+            let lowered = Watermark { last: LogIndex::ZERO, root: merkle::empty_root(), ..self.tail.mark.clone() };
+            self.store_mark(lowered)?;
+        }
+        put_kept(&shared, &base.epochs)?;
+        ground.put(&shared.disk, true)?;
+        let archive = Archive::over(&shared.disk, ground.edge.clone(), ground.from)?;
+        {
+            let _cutting = shared.cutting.write().unwrap_or_else(PoisonError::into_inner);
+            *shared.archive() = archive;
+            *shared.ground.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ground.clone());
+        }
+        shared.snapshots.unpin();
+        wipe(&shared.disk, &ground)?;
+        self.tail.rest_on(&ground);
+        Ok(())
     }
 
     fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), CommitError> {
@@ -415,7 +486,11 @@ impl Worker {
             return Err(CommitError::Committed { index: from, committed });
         }
         let keep = from.prev();
-        let (frontier, last) = shared.tree_at(self.tail.checkpoint(keep), keep)?;
+        let End { tree: frontier, last_term, last_time } = {
+            // Compaction takes what lies below the log's base only once nobody reads here.
+            let _uncut = shared.cutting.read().unwrap_or_else(PoisonError::into_inner);
+            shared.end_at(self.tail.checkpoint(keep), keep)?
+        };
         if self.tail.mark.last > keep {
             let lowered = Watermark { last: keep, root: frontier.root(), ..self.tail.mark.clone() };
             self.store_mark(lowered)?;
@@ -423,8 +498,8 @@ impl Worker {
         let _cutting = shared.cutting.write().unwrap_or_else(PoisonError::into_inner);
         self.drop_blocks(from)?;
         self.tail.frontier = frontier;
-        self.tail.last_term = last.as_ref().map_or(Term::ZERO, |e| e.term());
-        self.tail.last_time = last.map_or(0, |e| e.header.proposed_at);
+        self.tail.last_term = last_term;
+        self.tail.last_time = last_time;
         Ok(())
     }
 
@@ -464,6 +539,53 @@ impl Worker {
         self.tail.mark = mark;
         Ok(())
     }
+}
+
+/// Whether the log may rest on this: the snapshot's state is the one after exactly these entries.
+fn check_base(ground: &Ground, manifest: &SnapshotManifest) -> Result<(), CommitError> {
+    let differs = [
+        ("tree root", ground.edge.frontier().root() != manifest.root),
+        ("last term", ground.last_term() != manifest.term),
+        ("last time", ground.proposed_at != manifest.proposed_at),
+    ];
+    match differs.iter().find(|(_, differs)| *differs) {
+        Some((what, _)) => Err(CommitError::OtherSnapshot { index: ground.index(), what }),
+        None => Ok(()),
+    }
+}
+
+/// Keeps entries for ever, durably.
+pub(super) fn put_kept(shared: &Shared, entries: &[Arc<Entry>]) -> Result<(), DurabilityError> {
+    let mut unsynced = 0;
+    for entry in entries {
+        unsynced += kept::put(&shared.disk, entry)?;
+        if unsynced >= CUT_BYTES {
+            shared.disk.make_durable()?;
+            unsynced = 0;
+        }
+    }
+    shared.disk.make_durable()
+}
+
+/// Deletes every block that holds an entry above the ground, from the last one down, and then says that none is left.
+pub(super) fn wipe(disk: &Disk, ground: &Ground) -> Result<(), ReadError> {
+    let mut dropped = 0;
+    let base = ground.index();
+    for row in disk.trees.log.iter().rev() {
+        let (key, value) = row?;
+        // One that does not read is deleted too: none of it is wanted.
+        if Block::read(&key, &value).is_ok_and(|block| block.end() <= base.next()) {
+            break;
+        }
+        disk.remove(&disk.trees.log, &key)?;
+        dropped += value.len();
+        if dropped >= CUT_BYTES {
+            disk.make_durable()?;
+            dropped = 0;
+        }
+    }
+    disk.make_durable()?;
+    Ok(ground.wiped(disk)?)
 }
 
 /// About how many bytes a write brings.

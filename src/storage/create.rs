@@ -2,6 +2,7 @@
 
 use super::disk::{LOCK, Trees, open_database};
 use super::error::{CreateError, fault};
+use super::ground::Ground;
 use super::layout::{self, META_BLS, META_DID, META_SCHEMA, SCHEMA};
 use super::watermark::Watermark;
 use crate::certificate::SecretKey;
@@ -75,10 +76,11 @@ fn fill(dir: &Path, did: NodeId, bls: &SecretKey) -> io::Result<()> {
         put(&trees.meta, META_BLS, &bls.to_bytes())?;
         put(&trees.hard, layout::HARD_STATE, &layout::write_hard_state(&HardState::default()))?;
         put(&trees.hard, layout::COMMITS, &layout::number_key(0))?;
+        Ground::default().put_first(&trees).map_err(fault)?;
         db.flush().map_err(fault)?;
     }
-    let mark =
-        Watermark { did, hard: HardState::default(), last: LogIndex::ZERO, root: merkle::empty_root(), commits: 0 };
+    let (last, root) = (LogIndex::ZERO, merkle::empty_root());
+    let mark = Watermark { did, hard: HardState::default(), last, root, commits: 0, schema: SCHEMA };
     mark.store(dir, &File::open(dir)?)
 }
 

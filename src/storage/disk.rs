@@ -1,7 +1,7 @@
 //! The database and the one way to make it durable.
 
 use super::error::{DurabilityError, fault};
-use super::layout::{CASTS, CERTIFICATES, HARD, HEADERS, LOG, META, PROPOSALS, TILES};
+use super::layout::{BASES, CASTS, CERTIFICATES, HARD, HEADERS, KEPT, LOG, META, PROPOSALS, SNAPSHOTS, TILES};
 use crate::limits::MAX_STORED_VALUE;
 use std::fs::File;
 use std::io;
@@ -42,6 +42,9 @@ pub(super) struct Trees {
     pub(super) tiles: sled::Tree,
     pub(super) headers: sled::Tree,
     pub(super) proposals: sled::Tree,
+    pub(super) snapshots: sled::Tree,
+    pub(super) kept: sled::Tree,
+    pub(super) bases: sled::Tree,
 }
 
 /// Looks at a data file that is still locked, and the pause between two: ten seconds in all.
@@ -78,6 +81,9 @@ impl Trees {
             tiles: tree(TILES)?,
             headers: tree(HEADERS)?,
             proposals: tree(PROPOSALS)?,
+            snapshots: tree(SNAPSHOTS)?,
+            kept: tree(KEPT)?,
+            bases: tree(BASES)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::block::BlockError;
 use super::watermark::WatermarkError;
-use crate::certificate::{FormatError, GenesisError, KeyError};
+use crate::certificate::{EntryError, FormatError, GenesisError, KeyError};
 use crate::ids::{Digest, LogIndex, NodeId, Term};
 use std::io;
 use std::path::PathBuf;
@@ -185,6 +185,26 @@ pub enum Damage {
         /// In the certificate.
         certified: Digest,
     },
+    /// Headers or tree hashes below the log are missing or others than its base says.
+    #[error("the headers and tree hashes of entries {first} to {last} are not those that the log rests on")]
+    Headers {
+        /// The first of them.
+        first: LogIndex,
+        /// The last of them.
+        last: LogIndex,
+    },
+    /// A kept entry is wrong or missing.
+    #[error("the kept entry {index} is missing, damaged or not the one in the tree")]
+    Kept {
+        /// Which.
+        index: LogIndex,
+    },
+    /// The log begins after a snapshot that is not there.
+    #[error("the log begins after {base}, but no complete and undamaged snapshot stands for the entries before")]
+    NoSnapshot {
+        /// The last entry below the log.
+        base: LogIndex,
+    },
     /// The term in force is older than an entry's.
     #[error("the term on record is {term}, the last entry is of term {last_term}")]
     TermBehindLog {
@@ -360,6 +380,20 @@ pub enum CommitError {
         /// Of the certificate.
         size: u64,
     },
+    /// The log was to begin after a snapshot that is not complete here.
+    #[error("the log was to begin after {index}, but there is no complete snapshot of it here")]
+    NoSnapshot {
+        /// The snapshot's index.
+        index: LogIndex,
+    },
+    /// The log was to begin after something else than the snapshot says.
+    #[error("the log was to begin after {index}, but its {what} is another than the snapshot's manifest says")]
+    OtherSnapshot {
+        /// The snapshot's index.
+        index: LogIndex,
+        /// What differs.
+        what: &'static str,
+    },
     /// The database panicked.
     #[error(
         "the database gave up: {message}; nothing unwritten was acknowledged; check the disk, then start the node again"
@@ -368,6 +402,85 @@ pub enum CommitError {
         /// What it said.
         message: String,
     },
+}
+
+/// Why the log was not compacted.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// Nothing would stand for what goes.
+    #[error("the log is not compacted up to {upto}: there is no complete snapshot at or above it here")]
+    NoSnapshot {
+        /// How far was asked for.
+        upto: LogIndex,
+    },
+    /// What goes could still change.
+    #[error("the log is not compacted up to {upto}: it is certified up to {certified}")]
+    NotCertified {
+        /// How far was asked for.
+        upto: LogIndex,
+        /// How far it is certified.
+        certified: LogIndex,
+    },
+    /// It cannot be read, or not be written.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// What can go wrong with a snapshot's image.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A complete image of that index has another manifest.
+    #[error(
+        "there is a complete snapshot at {index} with another manifest; one of the two states is wrong: compare the nodes with `concordat audit`"
+    )]
+    Other {
+        /// The index.
+        index: LogIndex,
+    },
+    /// The image is not being taken.
+    #[error("the snapshot at {index} is not staged here; stage it first")]
+    NotStaged {
+        /// The index.
+        index: LogIndex,
+    },
+    /// A chunk of the wrong length.
+    #[error("chunk {number} is {length} bytes, its manifest says {expected}")]
+    Length {
+        /// Which chunk.
+        number: u32,
+        /// How long it is.
+        length: usize,
+        /// How long it must be; zero when there is no such chunk.
+        expected: usize,
+    },
+    /// Chunks are not there, or were damaged on the disk.
+    #[error("{} chunks of the snapshot at {index} are missing or damaged; fetch them again", chunks.len())]
+    Missing {
+        /// The index.
+        index: LogIndex,
+        /// Which, ascending.
+        chunks: Vec<u32>,
+    },
+    /// The chunks are not those of the manifest.
+    #[error(
+        "the chunks of the snapshot at {index} are not those that its manifest names; fetch it again, from another node"
+    )]
+    Wrong {
+        /// The index.
+        index: LogIndex,
+    },
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It cannot be written.
+    #[error(transparent)]
+    Durability(#[from] DurabilityError),
+}
+
+impl From<sled::Error> for SnapshotError {
+    fn from(error: sled::Error) -> Self {
+        ReadError::from(error).into()
+    }
 }
 
 /// The committer takes no more writes: it was closed, or an earlier write failed (which was reported once).
@@ -416,6 +529,44 @@ pub enum ReadError {
         level: u8,
         /// The tile's position.
         position: u64,
+    },
+    /// The body is not here any more, or the entry cannot be replicated from here: a snapshot stands for it.
+    #[error(
+        "entry {index} was compacted: the log here begins after {base}; its header and certificates are kept, or install a snapshot"
+    )]
+    Compacted {
+        /// Which.
+        index: LogIndex,
+        /// The last entry below the log.
+        base: LogIndex,
+    },
+    /// The header or its hashes lie before what this node has had since it installed a snapshot.
+    #[error(
+        "entry {index} is not here yet: this node installed a snapshot and has headers from {from} on; ask another node, or ask again once those before are filled in"
+    )]
+    NotHere {
+        /// Which.
+        index: LogIndex,
+        /// The first one here.
+        from: LogIndex,
+    },
+    /// An entry below the log is damaged.
+    #[error("the kept entry {index} is damaged: {source}; stop the node and check the disk")]
+    Kept {
+        /// Which.
+        index: LogIndex,
+        /// Why.
+        source: EntryError,
+    },
+    /// A chunk of a snapshot is missing or damaged.
+    #[error("chunk {number} of the snapshot at {snapshot} is missing or damaged: {source}; fetch it again")]
+    Chunk {
+        /// The snapshot's index.
+        snapshot: LogIndex,
+        /// Which chunk.
+        number: u32,
+        /// Why.
+        source: FormatError,
     },
     /// Asked for more than is committed here.
     #[error("the tree covers {size} entries, not {asked}; ask again once that many are committed here")]

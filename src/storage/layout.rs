@@ -3,13 +3,13 @@
 //! The table and the codecs describe schema version [`SCHEMA`]; `migrations/` keeps the frozen description of each
 //! version.
 
-use crate::certificate::{ElectionClaim, FormatError, Reader, Writer};
+use crate::certificate::{ElectionClaim, FormatError, Reader, SnapshotManifest, Writer};
 use crate::core::{CastVote, HardState};
 use crate::ids::{Digest, LogIndex, Term};
-use crate::limits::{MAX_HEADER, MAX_STORED_VALUE, TILE};
+use crate::limits::{MAX_ENTRY, MAX_HEADER, MAX_STORED_VALUE, SNAPSHOT_CHUNK, TILE};
 
 /// The schema version that this program writes.
-pub(super) const SCHEMA: u16 = 1;
+pub(super) const SCHEMA: u16 = 2;
 
 /// One kind of record.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +20,8 @@ pub(super) struct Shape {
     pub(super) key: &'static str,
     /// Its value.
     pub(super) value: &'static str,
-    /// Whether it can be rebuilt from the log: then it is written off the commit path and repaired at open.
+    /// Whether it can be rebuilt from the log, as far as the log reaches back: then it is written off the commit path and
+    /// repaired at open. What stands for entries below the log's base is kept for ever and checked at open.
     pub(super) derived: bool,
 }
 
@@ -48,6 +49,12 @@ pub(super) const TILES: &str = "tiles";
 pub(super) const HEADERS: &str = "headers";
 /// Which entry a proposal became.
 pub(super) const PROPOSALS: &str = "proposals";
+/// Images of the applied state.
+pub(super) const SNAPSHOTS: &str = "snapshots";
+/// Entries below the log's base whose bodies are kept for ever.
+pub(super) const KEPT: &str = "kept";
+/// What the log rests on.
+pub(super) const BASES: &str = "bases";
 
 /// Every tree, key and value of a store. Numbers are big-endian.
 pub(super) const TABLE: &[Shape] = &[
@@ -56,6 +63,11 @@ pub(super) const TABLE: &[Shape] = &[
     kept(META, "bls", "BLS secret key, 32 bytes"),
     kept(META, "next bls", "the key that is to replace it, 32 bytes; absent unless a rotation is under way"),
     kept(META, "genesis", "the genesis file, JSON"),
+    kept(
+        META,
+        "base",
+        "version u8 = 1, index u64, headers from u64, wipe u8, length u32 and SHA-256 32 of its parts, crc32 u32 of all before",
+    ),
     kept(
         HARD,
         "state",
@@ -69,6 +81,14 @@ pub(super) const TABLE: &[Shape] = &[
     ),
     kept(CERTIFICATES, "size u64", "head certificate, canonical bytes"),
     kept(CASTS, "request key 32, content 32", "granted u8, keep until u64 (ms)"),
+    kept(SNAPSHOTS, "index u64", "crc32 u32 of the key and all behind, version u8 = 1, complete u8, manifest"),
+    kept(SNAPSHOTS, "index u64, chunk u32", "crc32 u32 of the key and all behind, up to 65,536 bytes of the image"),
+    kept(KEPT, "index u64", "crc32 u32 of the key and all behind, entry"),
+    kept(
+        BASES,
+        "index u64, part u32",
+        "up to 65,536 bytes of: version u8 = 1, edge, terms u32 times (first index u64, term u64), proposed at u64, changes of members u32 times index u64",
+    ),
     derived(TILES, "tile level u8, position u64", "256 hashes of 32 bytes"),
     derived(HEADERS, "first index u64", "64 of (length u16, header)"),
     derived(PROPOSALS, "term u64, seq / 256 u64", "1 to 256 of (seq % 256 u8, index u64), ascending"),
@@ -80,6 +100,7 @@ pub(super) const META_DID: &str = "did";
 pub(super) const META_BLS: &str = "bls";
 pub(super) const META_NEXT_BLS: &str = "next bls";
 pub(super) const META_GENESIS: &str = "genesis";
+pub(super) const META_BASE: &str = "base";
 pub(super) const HARD_STATE: &str = "state";
 pub(super) const COMMITS: &str = "commits";
 
@@ -91,6 +112,7 @@ pub(super) const BUCKET: u64 = 256;
 const _: () = assert!(HEADER_RUN as usize * (MAX_HEADER + 2) <= MAX_STORED_VALUE);
 const _: () = assert!(TILE.is_multiple_of(HEADER_RUN));
 const _: () = assert!(TILE as usize * 32 <= MAX_STORED_VALUE);
+const _: () = assert!(SNAPSHOT_CHUNK + 4 <= MAX_STORED_VALUE && MAX_ENTRY + 4 <= MAX_STORED_VALUE);
 const _: () = assert!(BUCKET as usize * 9 <= MAX_STORED_VALUE);
 
 /// Names of all trees, each once.
@@ -101,6 +123,125 @@ pub(super) fn trees() -> impl Iterator<Item = &'static str> {
 /// A key that is one number: an index or a size.
 pub(super) fn number_key(n: u64) -> [u8; 8] {
     n.to_be_bytes()
+}
+
+/// A key that is an index and a number below it: a chunk of a snapshot, a part of a base.
+pub(super) fn part_key(index: LogIndex, part: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&index.0.to_be_bytes());
+    key[8..].copy_from_slice(&part.to_be_bytes());
+    key
+}
+
+/// Reads [`part_key`].
+pub(super) fn read_part_key(bytes: &[u8]) -> Result<(LogIndex, u32), FormatError> {
+    let mut r = Reader::new(bytes);
+    let key = (LogIndex(r.u64("key")?), r.u32("key")?);
+    r.finish("key")?;
+    Ok(key)
+}
+
+/// A value that begins with a checksum of its key and itself.
+pub(super) fn seal(key: &[u8], body: &[u8]) -> Vec<u8> {
+    [&checksum(key, body).to_be_bytes(), body].concat()
+}
+
+/// What was sealed.
+pub(super) fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], FormatError> {
+    let (sum, body) = value.split_first_chunk().ok_or(FormatError::Truncated { field: "checksum" })?;
+    if checksum(key, body) == u32::from_be_bytes(*sum) {
+        Ok(body)
+    } else {
+        Err(FormatError::Value { field: "checksum" })
+    }
+}
+
+/// CRC-32 of a key and what follows it.
+pub(super) fn checksum(key: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+/// A snapshot's record: whether it is complete, and what it is.
+pub(super) fn write_snapshot(complete: bool, manifest: &SnapshotManifest) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.u8(1).u8(u8::from(complete)).fixed(&manifest.encode());
+    seal(&number_key(manifest.index.0), &w.0)
+}
+
+pub(super) fn read_snapshot(key: &[u8], value: &[u8]) -> Result<(bool, SnapshotManifest), FormatError> {
+    let index = read_number_key(key)?;
+    let Some(([version, complete], manifest)) = unseal(key, value)?.split_first_chunk() else {
+        return Err(FormatError::Truncated { field: "snapshot" });
+    };
+    if *version != 1 {
+        return Err(FormatError::Version { what: "snapshot", version: *version });
+    }
+    let complete = read_flag(&mut Reader::new(&[*complete]), "snapshot.complete")?;
+    let manifest = SnapshotManifest::decode(manifest)?;
+    if manifest.index.0 == index {
+        Ok((complete, manifest))
+    } else {
+        Err(FormatError::Value { field: "snapshot.index" })
+    }
+}
+
+fn read_flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, FormatError> {
+    match r.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(FormatError::Value { field }),
+    }
+}
+
+/// The value of `meta/base`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BaseRecord {
+    /// The last entry below the log.
+    pub(super) index: LogIndex,
+    /// The first entry whose header is here.
+    pub(super) from: LogIndex,
+    /// Whether blocks above `index` belong to a log that was replaced, and are to be deleted before anything is appended.
+    pub(super) wipe: bool,
+    /// Length of all parts together, bytes.
+    pub(super) length: u32,
+    /// Their hash.
+    pub(super) sum: [u8; 32],
+}
+
+impl BaseRecord {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u8(1).u64(self.index.0).u64(self.from.0).u8(u8::from(self.wipe)).u32(self.length).fixed(&self.sum);
+        let sum = checksum(META_BASE.as_bytes(), &w.0);
+        w.u32(sum);
+        w.0
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let (body, sum) = bytes.split_last_chunk().ok_or(FormatError::Truncated { field: "base" })?;
+        if checksum(META_BASE.as_bytes(), body) != u32::from_be_bytes(*sum) {
+            return Err(FormatError::Value { field: "checksum" });
+        }
+        let mut r = Reader::new(body);
+        match r.u8("base.version")? {
+            1 => {}
+            version => return Err(FormatError::Version { what: "base", version }),
+        }
+        let record = Self {
+            index: LogIndex(r.u64("base.index")?),
+            from: LogIndex(r.u64("base.from")?),
+            wipe: read_flag(&mut r, "base.wipe")?,
+            length: r.u32("base.length")?,
+            sum: r.array("base.sum")?,
+        };
+        r.finish("base")?;
+        // Headers are held from a tile's first one on.
+        let aligned = record.from.0 % TILE == 1 && record.from.prev() <= record.index;
+        if aligned { Ok(record) } else { Err(FormatError::Value { field: "base.from" }) }
+    }
 }
 
 /// Reads [`number_key`].
@@ -215,6 +356,14 @@ pub(super) fn write_header_run(headers: &[Vec<u8>]) -> Vec<u8> {
         w.short(header);
     }
     w.0
+}
+
+/// The canonical bytes of all headers of a run.
+pub(super) fn read_whole_run(bytes: &[u8]) -> Result<Vec<&[u8]>, FormatError> {
+    let mut r = Reader::new(bytes);
+    let headers = (0..HEADER_RUN).map(|_| r.short(MAX_HEADER, "header run")).collect::<Result<_, _>>()?;
+    r.finish("header run")?;
+    Ok(headers)
 }
 
 /// The canonical bytes of header `position` (below [`HEADER_RUN`]) of a run.

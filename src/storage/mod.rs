@@ -4,6 +4,9 @@
 //!   to go on ([`Recovered`]).
 //! - Everything that must be durable before a message may leave goes through the [`Committer`]: one thread, strict
 //!   order, many writes made durable by one fsync.
+//! - An image of the applied state is taken in chunks ([`Store::stage`], [`Store::put_chunk`], [`Store::complete`]). A log
+//!   may begin after one: because it was installed ([`Write::base`]), or because the log was compacted
+//!   ([`Store::compact`]). Headers, tree hashes, certificates and the bodies of all but proposals and aborts outlive it.
 //! - What is derived from committed entries goes through [`Store::archive`], off the commit path.
 //!
 //! The policy for failures is one sentence: **a failed write or fsync stops the committer for good, with a message that
@@ -12,24 +15,40 @@
 //! All functions here block; none belongs on an async runtime's threads.
 
 mod archive;
+mod below;
 mod block;
 mod committer;
+mod compact;
 mod create;
 mod disk;
 mod error;
+mod ground;
+mod kept;
 mod layout;
+mod migrate;
 mod read;
 mod recovery;
+mod snapshots;
 mod watermark;
 
 #[cfg(test)]
 #[path = "../../migrations/v1.rs"]
 mod v1;
 
+#[cfg(test)]
+#[path = "../../migrations/v2.rs"]
+mod v2;
+
 pub use block::BlockError;
 pub use committer::Committer;
-pub use error::{CommitError, CreateError, Damage, DurabilityError, Loss, OpenError, PinError, ReadError, Stopped};
+pub use compact::Compacted;
+pub use error::{
+    CommitError, CompactError, CreateError, Damage, DurabilityError, Loss, OpenError, PinError, ReadError,
+    SnapshotError, Stopped,
+};
+pub use migrate::Step;
 pub use recovery::{Recovered, Report};
+pub use snapshots::{ProvedChunk, SnapshotReader};
 pub use watermark::WatermarkError;
 
 use crate::certificate::{Entry, Genesis, HeadCertificate, SecretKey};
@@ -39,6 +58,8 @@ use crate::limits::MAX_STORED_VALUE;
 use archive::Archive;
 use committer::{Shown, Tail};
 use disk::Disk;
+use ground::Ground;
+use snapshots::Snapshots;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -68,6 +89,11 @@ struct Shared {
     /// that could still be lost.
     casting: RwLock<()>,
     archive: Mutex<Archive>,
+    /// What the log rests on. Changed while `cutting` is held for writing.
+    ground: RwLock<Arc<Ground>>,
+    /// Held while the ground is changed: by the committer, or by a step of compaction.
+    grounding: Mutex<()>,
+    snapshots: Snapshots,
     /// Where the log ends, for the committer; `None` while there is one.
     tail: Mutex<Option<Tail>>,
 }
@@ -94,6 +120,16 @@ impl Store {
     /// [`OpenError`]; a store that is damaged or behind its watermark is never opened, and never opened shorter.
     pub fn open(dir: &Path) -> Result<(Self, Recovered), OpenError> {
         recovery::open(dir)
+    }
+
+    /// Brings the store in `dir` to the schema version of this program, as [`Store::open`] does by itself, and returns the
+    /// steps that this takes; with `dry_run` it only tells them and changes nothing. Each step begins with a verified copy
+    /// of what it overwrites, and goes on where it was when it was interrupted.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn migrate(dir: &Path, dry_run: bool) -> Result<Vec<Step>, OpenError> {
+        recovery::migrate(dir, dry_run)
     }
 
     /// Binds this store to a cluster, durably, for ever. Doing so again with the same genesis changes nothing.

@@ -3,12 +3,13 @@
 use super::archive::Archive;
 use super::block::{self, Block, Builder};
 use super::error::ReadError;
+use super::ground::Ground;
 use super::layout::{self, CASTS, CERTIFICATES, META, META_GENESIS, number_key, read_cast};
-use super::{Shared, Store};
+use super::{Shared, Store, kept};
 use crate::certificate::merkle::{self, Frontier};
-use crate::certificate::{Entry, FormatError, Genesis, HeadCertificate, Header};
+use crate::certificate::{Body, Entry, FormatError, Genesis, HeadCertificate, Header};
 use crate::core::CastVote;
-use crate::ids::{Digest, LogIndex, ProposalId};
+use crate::ids::{Digest, LogIndex, ProposalId, Term};
 use crate::limits::MAX_PAGE;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,9 +24,14 @@ pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
 
 /// sled panics on some damaged pages, whenever it first reads them. Its state after that is its own affair: the error
 /// says to stop the node.
+pub(super) fn guard<T, E: From<ReadError>>(step: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(step))
+        .unwrap_or_else(|p| Err(ReadError::Panicked { message: panic_message(p.as_ref()) }.into()))
+}
+
+/// [`guard`] for what only reads.
 pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|p| Err(ReadError::Panicked { message: panic_message(p.as_ref()) }))
+    guard(read)
 }
 
 impl Shared {
@@ -73,24 +79,40 @@ impl Shared {
         Ok(Some(kept.finish()))
     }
 
-    /// The tree over the first `size` entries, which lie beyond the archive, and the last of them.
-    pub(super) fn tree_at(&self, base: Frontier, size: LogIndex) -> Result<(Frontier, Option<Arc<Entry>>), ReadError> {
-        let mut frontier = base;
-        let mut last = None;
-        let from = LogIndex(frontier.size()).max(LogIndex(1));
-        if size == LogIndex::ZERO {
-            return Ok((frontier, None));
+    /// Where the log would end were it cut behind `size`, which lies at or above its base; `tree` is over no more entries.
+    pub(super) fn end_at(&self, tree: Frontier, size: LogIndex) -> Result<End, ReadError> {
+        let ground = self.ground();
+        let mut end = End { last_term: ground.last_term(), last_time: ground.proposed_at, tree };
+        if end.tree.size() < ground.index().0 {
+            end.tree = ground.edge.frontier();
+        }
+        // The entry at the tree's own size is read too: its term and time count.
+        let from = LogIndex(end.tree.size()).max(ground.index().next());
+        if from > size {
+            return Ok(end);
         }
         self.scan(from, size, |index, bytes| {
-            let entry = decode(index, bytes)?;
-            if index.0 > frontier.size() {
-                frontier.push(entry.header.leaf_hash());
+            let header = decode(index, bytes)?.header.clone();
+            if index.0 > end.tree.size() {
+                end.tree.push(header.leaf_hash());
             }
-            last = Some(entry);
+            (end.last_term, end.last_time) = (header.term, header.proposed_at);
             Ok(true)
         })?;
-        Ok((frontier, last))
+        Ok(end)
     }
+
+    /// What the log rests on.
+    pub(super) fn ground(&self) -> Arc<Ground> {
+        self.ground.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Where a log ends.
+pub(super) struct End {
+    pub(super) tree: Frontier,
+    pub(super) last_term: Term,
+    pub(super) last_time: u64,
 }
 
 fn block_error(key: &[u8], source: block::BlockError) -> ReadError {
@@ -110,13 +132,27 @@ pub(super) fn certificate(key: &[u8], value: &[u8]) -> Result<Arc<HeadCertificat
 }
 
 impl Store {
-    /// The first index held: 1, also while the log is empty.
+    /// The last entry below the log: a snapshot stands for everything up to it. Zero while the log begins at 1.
     #[must_use]
-    pub fn first_index(&self) -> LogIndex {
-        LogIndex(1)
+    pub fn base(&self) -> LogIndex {
+        self.shared.ground().index()
     }
 
-    /// The last index that is durable and that no write submitted replaces; zero while the log is empty.
+    /// The first entry whose header, tree hashes and certificates are here: 1, or the first one that came with an
+    /// installed snapshot, until those before are filled in.
+    #[must_use]
+    pub fn headers_from(&self) -> LogIndex {
+        self.shared.ground().from
+    }
+
+    /// The first index that the log holds or will hold: the one after [`Store::base`].
+    #[must_use]
+    pub fn first_index(&self) -> LogIndex {
+        self.base().next()
+    }
+
+    /// The last index that is durable and that no write submitted replaces; that of [`Store::base`] while the log is
+    /// empty.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {
         LogIndex(self.shared.last.load(Ordering::Acquire))
@@ -126,12 +162,16 @@ impl Store {
     /// least the first. Empty when `from` is not durable here.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError::Compacted`] when `from` lies below the log.
     pub fn read(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Result<Vec<Arc<Entry>>, ReadError> {
         guarded(|| {
             let _uncut = self.shared.cutting.read().unwrap_or_else(PoisonError::into_inner);
-            let (from, to) = (from.max(self.first_index()), to.min(self.last_index()));
+            let (from, to) = (from.max(LogIndex(1)), to.min(self.last_index()));
             let mut entries = Vec::new();
+            let base = self.base();
+            if from <= base && from <= to {
+                return Err(ReadError::Compacted { index: from, base });
+            }
             if from > to {
                 return Ok(entries);
             }
@@ -148,21 +188,45 @@ impl Store {
         })
     }
 
-    /// One durable entry.
+    /// One durable entry; `None` when `index` is not durable here. Below [`Store::base`] there are those whose bodies are
+    /// kept for ever: all but `Proposal` and `Aborted`.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError::Compacted`] when the body of a durable entry is not here any more: see [`Store::record`].
     pub fn entry(&self, index: LogIndex) -> Result<Option<Arc<Entry>>, ReadError> {
         if index == LogIndex::ZERO {
             return Ok(None);
         }
-        Ok(self.read(index, index, 0)?.pop())
+        match self.read(index, index, 0) {
+            Err(ReadError::Compacted { base, .. }) => match self.kept(index)? {
+                None => Err(ReadError::Compacted { index, base }),
+                kept => Ok(kept),
+            },
+            found => Ok(found?.pop()),
+        }
+    }
+
+    fn kept(&self, index: LogIndex) -> Result<Option<Arc<Entry>>, ReadError> {
+        guarded(|| kept::read(&self.shared.disk, index))
+    }
+
+    /// The header of one durable entry, and its body unless that is not here any more; `None` when `index` is not durable
+    /// here.
+    ///
+    /// # Errors
+    /// [`ReadError::NotHere`] when the header itself lies before [`Store::headers_from`].
+    pub fn record(&self, index: LogIndex) -> Result<Option<(Header, Option<Body>)>, ReadError> {
+        match self.entry(index) {
+            Ok(found) => Ok(found.map(|e| (e.header.clone(), Some(e.body.clone())))),
+            Err(ReadError::Compacted { .. }) => Ok(self.header(index)?.map(|header| (header, None))),
+            Err(e) => Err(e),
+        }
     }
 
     /// The header of one durable entry.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError::NotHere`] when it lies before [`Store::headers_from`].
     pub fn header(&self, index: LogIndex) -> Result<Option<Header>, ReadError> {
         if index == LogIndex::ZERO || index > self.last_index() {
             return Ok(None);

@@ -6,19 +6,24 @@
 //! certificates and the watermark; and last the watermark, raised to what was found.
 
 use super::archive::Archive;
+use super::below::{self, Fault};
 use super::block::{self, Block};
-use super::committer::Tail;
+use super::committer::{Tail, wipe};
 use super::disk::{BLOBS, CONF, DATA, Disk, LOCK, Trees, open_database};
-use super::error::{Damage, DurabilityError, Loss, OpenError, ReadError, fault};
+use super::error::{Damage, DurabilityError, Loss, OpenError, ReadError, SnapshotError, fault};
+use super::ground::Ground;
 use super::layout::{
-    self, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BLS, META_DID, META_GENESIS, META_NEXT_BLS, META_SCHEMA,
-    SCHEMA,
+    self, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BASE, META_BLS, META_DID, META_GENESIS, META_NEXT_BLS,
+    META_SCHEMA, SCHEMA,
 };
 use super::read::{certificate, panic_message};
+use super::snapshots::Snapshots;
 use super::watermark::{NEXT, Watermark, WatermarkError};
-use super::{Shared, Store};
+use super::{Shared, Step, Store, migrate};
 use crate::certificate::merkle::{self, Frontier};
-use crate::certificate::{Entry, FormatError, Genesis, GenesisError, HeadCertificate, Kind, SecretKey};
+use crate::certificate::{
+    Entry, FormatError, Genesis, GenesisError, HeadCertificate, Kind, SecretKey, SnapshotManifest,
+};
 use crate::core::{HardState, Restored};
 use crate::ids::{Digest, LogIndex, NodeId, Term};
 use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_ENTRIES};
@@ -42,8 +47,10 @@ pub struct Recovered {
     pub genesis: Option<Genesis>,
     /// What the core goes on from.
     pub restored: Restored,
-    /// The last index of the log; zero when it is empty.
+    /// The last index of the log; that of its base when it is empty.
     pub last_index: LogIndex,
+    /// The newest complete and undamaged snapshot to start from; there is one whenever the log begins after a base.
+    pub snapshot: Option<SnapshotManifest>,
     /// What opening found, for the log.
     pub report: Report,
 }
@@ -53,6 +60,10 @@ pub struct Recovered {
 pub struct Report {
     /// Entries in the log.
     pub entries: u64,
+    /// The last entry below the log; zero when it begins at 1.
+    pub base: LogIndex,
+    /// Snapshots that said they were complete and are not: they are to be fetched again.
+    pub broken_snapshots: u64,
     /// Blocks that hold them.
     pub blocks: u64,
     /// Bytes of those blocks.
@@ -68,7 +79,7 @@ pub struct Report {
 }
 
 /// Why opening failed, before the directory is named.
-enum Failure {
+pub(super) enum Failure {
     Io(io::Error),
     Damage(Damage),
     Loss(Loss),
@@ -97,7 +108,7 @@ impl From<io::Error> for Failure {
 
 /// What the operating system refuses (no room, no permission, an unreadable sector) says nothing about what is stored;
 /// what sled cannot make sense of does.
-fn database(error: io::Error) -> Failure {
+pub(super) fn database(error: io::Error) -> Failure {
     if error.raw_os_error().is_some() { Failure::Io(error) } else { Damage::Database(error).into() }
 }
 
@@ -118,19 +129,66 @@ impl From<DurabilityError> for Failure {
     }
 }
 
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Headers(first, last) => Damage::Headers { first, last }.into(),
+            Fault::Kept(index) => Damage::Kept { index }.into(),
+            Fault::Read(e) => e.into(),
+        }
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Read(e) => e.into(),
+            SnapshotError::Durability(e) => e.into(),
+            other => Damage::Database(io::Error::other(other)).into(),
+        }
+    }
+}
+
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Durability(e) => e.into(),
             ReadError::Io(e) => database(e),
+            ReadError::Record { tree, source } => Damage::Record { tree, source }.into(),
             other => Damage::Database(io::Error::other(other)).into(),
         }
     }
 }
 
 pub(super) fn open(path: &Path) -> Result<(Store, Recovered), OpenError> {
+    explained(path, || open_unguarded(path))
+}
+
+/// Brings a store to the present schema version, or only says what that takes.
+pub(super) fn migrate(path: &Path, dry_run: bool) -> Result<Vec<Step>, OpenError> {
+    explained(path, || {
+        let _lock = lock(path)?;
+        let mark = load_mark(path)?;
+        let steps = migrate::needed(path, &mark);
+        if !dry_run && !steps.is_empty() {
+            tidy(path)?;
+            let db = open_database(path).map_err(database)?;
+            migrate::on_open(path, &db, mark)?;
+        }
+        Ok(steps)
+    })
+}
+
+fn load_mark(dir: &Path) -> Result<Watermark, Failure> {
+    Watermark::load(dir).map_err(|e| match e {
+        WatermarkError::Newer { found } => Failure::Newer(found),
+        other => Damage::Watermark(other).into(),
+    })
+}
+
+fn explained<T>(path: &Path, step: impl FnOnce() -> Result<T, Failure>) -> Result<T, OpenError> {
     // sled panics on much of what a bad disk can give it.
-    let result = catch_unwind(AssertUnwindSafe(|| open_unguarded(path)))
+    let result = catch_unwind(AssertUnwindSafe(step))
         .unwrap_or_else(|p| Err(Damage::Panicked { message: panic_message(p.as_ref()) }.into()));
     let dir = path.to_owned();
     result.map_err(|failure| match failure {
@@ -145,12 +203,10 @@ pub(super) fn open(path: &Path) -> Result<(Store, Recovered), OpenError> {
 
 fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
     let lock = lock(dir)?;
-    let mark = Watermark::load(dir).map_err(|e| match e {
-        WatermarkError::Newer { found } => Failure::Newer(found),
-        other => Damage::Watermark(other).into(),
-    })?;
+    let mark = load_mark(dir)?;
     let torn_snapshots = tidy(dir)?;
     let db = open_database(dir).map_err(database)?;
+    let mark = migrate::on_open(dir, &db, mark)?;
     let names = db.tree_names();
     if let Some(missing) = layout::trees().find(|name| !names.iter().any(|n| n == name.as_bytes())) {
         return Err(Damage::MissingTree(missing).into());
@@ -161,10 +217,18 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
     let hard = read_hard_state(&disk, &identity, &mark)?;
     let commits = layout::read_number_key(&record(&disk.trees.hard, HARD, COMMITS)?)
         .map_err(|source| Damage::Record { tree: HARD, source })?;
-    let scan = Scan::of(&disk, &mark)?;
+    let missing = Damage::MissingRecord { tree: META, record: META_BASE };
+    let (ground, wiping) = Ground::load(&disk)?.ok_or(missing)?;
+    if wiping {
+        wipe(&disk, &ground)?;
+    }
+    ground.tidy(&disk)?;
+    let scan = Scan::of(&disk, &mark, &ground)?;
     if commits < mark.commits {
         return Err(Loss::Writes { found: commits, promised: mark.commits }.into());
     }
+    let snapshots = Snapshots::load(&disk)?;
+    let (snapshot, broken) = pick_snapshot(&disk, &snapshots, &ground, LogIndex(scan.frontier.size()))?;
     if hard.term < scan.last_term {
         return Err(Damage::TermBehindLog { term: hard.term, last_term: scan.last_term }.into());
     }
@@ -179,19 +243,55 @@ fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
         root: scan.frontier.root(),
         hard,
         commits,
+        schema: SCHEMA,
     };
     if found != mark {
         // The core will speak by what was found, without writing it again.
         found.store(&disk.dir, &disk.dir_handle)?;
     }
-    Ok(finish(disk, identity, found, scan, torn_snapshots))
+    let images = Images { snapshots, snapshot, broken };
+    Ok(finish(disk, identity, found, scan, ground, images, torn_snapshots))
+}
+
+/// The images, which one to start from, and how many were found broken.
+struct Images {
+    snapshots: Snapshots,
+    snapshot: Option<SnapshotManifest>,
+    broken: u64,
+}
+
+/// The newest image from which this node can start. Those that turn out to be broken are complete no more.
+fn pick_snapshot(
+    disk: &Disk,
+    snapshots: &Snapshots,
+    ground: &Ground,
+    last: LogIndex,
+) -> Result<(Option<SnapshotManifest>, u64), Failure> {
+    let mut broken = Vec::new();
+    let mut found = None;
+    for manifest in snapshots.complete(ground.index(), last) {
+        match snapshots.check(disk, &manifest) {
+            Ok(_) => {
+                found = Some(manifest);
+                break;
+            }
+            Err(SnapshotError::Missing { .. } | SnapshotError::Wrong { .. }) => broken.push(manifest),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if found.is_none() && ground.index() > LogIndex::ZERO {
+        // Left as it was found.
+        return Err(Damage::NoSnapshot { base: ground.index() }.into());
+    }
+    broken.iter().try_for_each(|manifest| snapshots.demote(disk, manifest))?;
+    Ok((found, broken.len() as u64))
 }
 
 /// Looks at a lock that is held, and the pause between two: half a second in all.
 const LOCK_LOOKS: u32 = 100;
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(5);
 
-fn lock(dir: &Path) -> Result<File, Failure> {
+pub(super) fn lock(dir: &Path) -> Result<File, Failure> {
     let file = match File::options().read(true).write(true).open(dir.join(LOCK)) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound && dir.join(DATA).exists() => {
@@ -212,7 +312,7 @@ fn lock(dir: &Path) -> Result<File, Failure> {
 }
 
 /// Removes what an interrupted write left, and refuses what sled would paper over or not keep.
-fn tidy(dir: &Path) -> Result<u64, Failure> {
+pub(super) fn tidy(dir: &Path) -> Result<u64, Failure> {
     for file in [DATA, CONF] {
         // sled would begin an empty database in their place.
         if !dir.join(file).is_file() {
@@ -349,8 +449,23 @@ impl Window {
 }
 
 impl<'a> Scan<'a> {
-    fn of(disk: &'a Disk, mark: &'a Watermark) -> Result<Scanned, Failure> {
+    fn of(disk: &'a Disk, mark: &'a Watermark, ground: &Ground) -> Result<Scanned, Failure> {
+        let base = ground.index();
+        let frontier = ground.edge.frontier();
+        if base == mark.last && frontier.root() != mark.root {
+            return Err(Loss::History { index: base }.into());
+        }
+        let written = below::check_tree(disk, ground)?;
+        let mut archive = Archive::over(disk, ground.edge.clone(), ground.from)?;
+        archive.written += written;
+        let epochs = below::check_kept(disk, ground, &archive)?;
         let mut certificates = Certificates::of(disk);
+        if let Some(c) = certificates.pass(base)? {
+            let (size, certified) = (c.head.size, c.head.root);
+            if let Some(found) = below::root_of(disk, &archive, &c)?.filter(|found| *found != certified) {
+                return Err(Damage::NotCertified { size, found, certified }.into());
+            }
+        }
         let newest = match disk.trees.certificates.last()? {
             None => None,
             Some((key, value)) => Some(Certificates::read(&key, &value)?),
@@ -358,15 +473,22 @@ impl<'a> Scan<'a> {
         let mut scan = Self {
             disk,
             mark,
-            frontier: Frontier::default(),
-            last_term: Term::ZERO,
-            last_time: 0,
+            window: Window {
+                before: frontier.clone(),
+                terms: ground.terms.clone(),
+                last_time: ground.proposed_at,
+                epochs,
+                ..Window::default()
+            },
+            frontier,
+            last_term: ground.last_term(),
+            last_time: ground.proposed_at,
             certified: newest.as_ref().map_or(0, |c| c.head.size),
-            archive: Archive::default(),
-            window: Window::default(),
-            report: Report { watermark: mark.last, ..Report::default() },
+            archive,
+            report: Report { base, watermark: mark.last, ..Report::default() },
         };
-        for row in disk.trees.log.iter() {
+        // Blocks below are what compaction has not deleted yet.
+        for row in disk.trees.log.range(layout::number_key(base.next().0)..) {
             let (key, value) = row?;
             scan.take_block(&key, &value, &mut certificates)?;
         }
@@ -435,13 +557,12 @@ impl<'a> Scan<'a> {
 struct Certificates {
     rows: sled::Iter,
     next: Option<Arc<HeadCertificate>>,
-    begun: bool,
     compared: u64,
 }
 
 impl Certificates {
     fn of(disk: &Disk) -> Self {
-        Self { rows: disk.trees.certificates.iter(), next: None, begun: false, compared: 0 }
+        Self { rows: disk.trees.certificates.iter(), next: None, compared: 0 }
     }
 
     fn read(key: &[u8], value: &[u8]) -> Result<Arc<HeadCertificate>, Failure> {
@@ -454,7 +575,6 @@ impl Certificates {
     }
 
     fn advance(&mut self) -> Result<(), Failure> {
-        self.begun = true;
         self.next = match self.rows.next() {
             None => None,
             Some(row) => {
@@ -465,10 +585,19 @@ impl Certificates {
         Ok(())
     }
 
-    fn compare(&mut self, tree: &Frontier) -> Result<(), Failure> {
-        if !self.begun {
+    /// Goes past those of heads below the log; returns the last of them.
+    fn pass(&mut self, base: LogIndex) -> Result<Option<Arc<HeadCertificate>>, Failure> {
+        self.advance()?;
+        let mut last = None;
+        while let Some(c) = self.next.take_if(|c| c.head.size <= base.0) {
+            last = Some(c);
+            self.compared += 1;
             self.advance()?;
         }
+        Ok(last)
+    }
+
+    fn compare(&mut self, tree: &Frontier) -> Result<(), Failure> {
         let Some(c) = self.next.as_ref().filter(|c| c.head.size == tree.size()) else { return Ok(()) };
         let (size, found, certified) = (c.head.size, tree.root(), c.head.root);
         if found != certified {
@@ -485,9 +614,19 @@ impl Certificates {
     }
 }
 
-fn finish(disk: Disk, identity: Identity, mark: Watermark, scan: Scanned, torn_snapshots: u64) -> (Store, Recovered) {
+fn finish(
+    disk: Disk,
+    identity: Identity,
+    mark: Watermark,
+    scan: Scanned,
+    ground: Ground,
+    images: Images,
+    torn_snapshots: u64,
+) -> (Store, Recovered) {
     let Scanned { frontier, last_term, last_time, certificate, archive, window, mut report } = scan;
     report.torn_snapshots = torn_snapshots;
+    report.broken_snapshots = images.broken;
+    let base = ground.index();
     let last = mark.last;
     let tail = Tail {
         frontier,
@@ -496,11 +635,12 @@ fn finish(disk: Disk, identity: Identity, mark: Watermark, scan: Scanned, torn_s
         last_term,
         last_time,
         hard: mark.hard.clone(),
-        certified: certificate.as_ref().map_or(0, |c| c.head.size),
+        certified: certificate.as_ref().map_or(0, |c| c.head.size).max(base.0),
         commits: mark.commits,
         mark,
     };
     let restored = Restored {
+        compacted: base,
         hard: tail.hard.clone(),
         certificate: certificate.clone(),
         frontier: window.before,
@@ -518,9 +658,13 @@ fn finish(disk: Disk, identity: Identity, mark: Watermark, scan: Scanned, torn_s
         cutting: RwLock::new(()),
         casting: RwLock::new(()),
         archive: Mutex::new(archive),
+        ground: RwLock::new(Arc::new(ground)),
+        grounding: Mutex::new(()),
+        snapshots: images.snapshots,
         tail: Mutex::new(Some(tail)),
     };
     let Identity { did, bls, next_bls, genesis } = identity;
-    let recovered = Recovered { did, bls, next_bls, genesis, restored, last_index: last, report };
+    let snapshot = images.snapshot;
+    let recovered = Recovered { did, bls, next_bls, genesis, restored, last_index: last, snapshot, report };
     (Store { shared: Arc::new(shared) }, recovered)
 }

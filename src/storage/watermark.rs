@@ -41,6 +41,8 @@ pub(super) struct Watermark {
     pub(super) root: Digest,
     /// How many groups were made durable.
     pub(super) commits: u64,
+    /// The schema version of the store.
+    pub(super) schema: u16,
 }
 
 /// Why the watermark file says nothing.
@@ -66,7 +68,7 @@ pub enum WatermarkError {
 impl Watermark {
     fn encode(&self) -> Vec<u8> {
         let mut w = Writer(MAGIC.to_vec());
-        w.u16(SCHEMA).node(&self.did);
+        w.u16(self.schema).node(&self.did);
         let mut hard = write_hard_state(&self.hard);
         hard.resize(HARD_LENGTH, 0);
         w.fixed(&hard).u64(self.last.0).digest(&self.root).u64(self.commits);
@@ -86,6 +88,9 @@ impl Watermark {
         if version > SCHEMA {
             return Err(WatermarkError::Newer { found: version });
         }
+        if version == 0 {
+            return Err(FormatError::Value { field: "watermark.schema" }.into());
+        }
         let did = r.node("watermark.did")?;
         let mut hard_bytes = Reader::new(r.fixed(HARD_LENGTH, "watermark.hard")?);
         let last = LogIndex(r.u64("watermark.last")?);
@@ -97,7 +102,7 @@ impl Watermark {
         if Sha256::digest(body).as_slice() != sum {
             return Err(WatermarkError::Checksum);
         }
-        let mark = Self { did, hard: read_hard_fields(&mut hard_bytes)?, last, root, commits };
+        let mark = Self { did, hard: read_hard_fields(&mut hard_bytes)?, last, root, commits, schema: version };
         if mark.encode() != bytes {
             return Err(FormatError::NotCanonical { what: "watermark" }.into());
         }
@@ -136,7 +141,7 @@ mod tests {
             last_root: Digest([5; 32]),
         };
         let hard = HardState { term: Term(3), vote: vote.then_some(claim) };
-        Watermark { did: NodeId([1; 32]), hard, last: LogIndex(12), root: Digest([6; 32]), commits: 77 }
+        Watermark { did: NodeId([1; 32]), hard, last: LogIndex(12), root: Digest([6; 32]), commits: 77, schema: SCHEMA }
     }
 
     #[test]
@@ -153,7 +158,7 @@ mod tests {
     fn any_changed_bit_and_any_other_length_is_found() {
         for mark in [mark(false), mark(true)] {
             let bytes = mark.encode();
-            assert_eq!(bytes.len(), crate::storage::v1::WATERMARK);
+            assert_eq!(bytes.len(), crate::storage::v2::WATERMARK);
             for at in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();
                 bad[at / 8] ^= 1 << (at % 8);

@@ -1,6 +1,6 @@
 //! What the writer tells in its notes, and whether a store found after a crash is one it may have become.
 
-use crate::model::{cast, certificate, entries, tree, vote};
+use crate::model::{base, cast, certificate, entries, tree, vote};
 use concordat::certificate::Entry;
 use concordat::core::{HardState, Write};
 use concordat::ids::{Digest, LogIndex};
@@ -20,19 +20,21 @@ pub(crate) struct Step {
     pub(crate) payload: u64,
     pub(crate) cast: u64,
     pub(crate) certificate: u64,
+    /// 1: the entries are not appended; the log begins after them, and a snapshot stands for all.
+    pub(crate) install: u64,
 }
 
 impl Step {
     pub(crate) fn note(&self) -> String {
-        let Self { seq, term, candidate, first, count, payload, cast, certificate } = self;
-        format!("S {seq} {term} {candidate} {first} {count} {payload} {cast} {certificate}\n")
+        let Self { seq, term, candidate, first, count, payload, cast, certificate, install } = self;
+        format!("S {seq} {term} {candidate} {first} {count} {payload} {cast} {certificate} {install}\n")
     }
 
     fn read(fields: &[u64]) -> Self {
-        let &[seq, term, candidate, first, count, payload, cast, certificate] = fields else {
-            panic!("a step has eight numbers: {fields:?}");
+        let &[seq, term, candidate, first, count, payload, cast, certificate, install] = fields else {
+            panic!("a step has nine numbers: {fields:?}");
         };
-        Self { seq, term, candidate, first, count, payload, cast, certificate }
+        Self { seq, term, candidate, first, count, payload, cast, certificate, install }
     }
 
     /// The write, and `log` as it is afterwards.
@@ -44,7 +46,8 @@ impl Step {
         }
         Write {
             hard: (self.candidate > 0).then(|| vote(self.term, self.candidate as u8)),
-            entries: new,
+            base: (self.install > 0).then(|| base(log)),
+            entries: if self.install > 0 { Vec::new() } else { new },
             cast: (self.cast > 0).then(|| cast(self.cast)),
             certificate: (self.certificate > 0).then(|| certificate(&log[..self.certificate as usize])),
         }
@@ -113,6 +116,17 @@ impl History {
         states.split_off(self.acknowledged)
     }
 
+    /// What the store's log is, with what it begins after: that much of a log that was written, if its root is the store's.
+    pub(crate) fn log_in(&self, store: &Store) -> Result<Vec<Arc<Entry>>, String> {
+        let base = store.base();
+        let above = store.read(base.next(), store.last_index(), usize::MAX).map_err(|e| e.to_string())?;
+        let root = store.root_at(base.0).map_err(|e| e.to_string())?;
+        let states = self.states();
+        let below = states.iter().filter_map(|s| s.log.get(..base.0 as usize)).find(|l| tree(l).root() == root);
+        let below = below.ok_or_else(|| format!("the log begins after {base} entries that were never written"))?;
+        Ok([below, &above].concat())
+    }
+
     /// The store was opened again and said what it found: from then on that is what it must keep.
     fn reopened(&mut self, last: usize, root: Digest, term: &str, candidate: &str) {
         let mut states = self.states();
@@ -135,7 +149,13 @@ impl History {
         };
         let states = self.states();
         let sure = &states[0];
-        let log = store.read(LogIndex(1), store.last_index(), usize::MAX).map_err(|e| e.to_string())?;
+        let log = self.log_in(&store)?;
+        for index in store.headers_from().0..=store.base().0 {
+            let header = store.header(LogIndex(index)).map_err(|e| e.to_string())?;
+            if header.as_ref() != Some(&log[index as usize - 1].header) {
+                return Err(format!("another header of entry {index}, below the log"));
+            }
+        }
         // Entries that a later step replaces may be gone already.
         let cuts = self.steps[self.acknowledged..].iter().filter(|s| s.count > 0).map(|s| s.first as usize - 1);
         let keep = cuts.min().unwrap_or(usize::MAX).min(sure.log.len());

@@ -29,6 +29,7 @@ fn recorded_process() {
         steps: number("CRASH_STEPS").unwrap(),
         abort: number("CRASH_ABORT") == Some(1),
         single: number("CRASH_SINGLE") == Some(1),
+        compact: number("CRASH_COMPACT") == Some(1),
     });
 }
 
@@ -100,19 +101,31 @@ fn crash_states(recording: &Recording, states: u64, dice: &mut Dice) -> Vec<Stri
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_fails() {
-    let states = number("CRASH_STATES").unwrap_or(60);
+    power_failures(60, &[]);
+}
+
+#[test]
+fn nothing_is_lost_when_the_power_fails_amid_snapshots_installs_and_compaction() {
+    power_failures(60, &[("CRASH_COMPACT", "1")]);
+}
+
+fn power_failures(states: u64, settings: &[(&str, &str)]) {
+    let states = number("CRASH_STATES").unwrap_or(states);
     let seed = number("CRASH_SEED").unwrap_or(1);
     let mut wrong = Vec::new();
     // A run from creation to a clean end; and one that is killed twice, so that a process reads and vouches for what
     // another has written but not fsynced.
     let steps = number("CRASH_STEPS").unwrap_or(120).to_string();
+    let with = |own: &[(&'static str, &str)], recording: &Recording| {
+        recording.run(&[own, &[("CRASH_STEPS", &steps)], settings].concat())
+    };
     let calm = Recording::new();
-    assert!(calm.run(&[("CRASH_SEED", &seed.to_string()), ("CRASH_STEPS", &steps)]));
+    assert!(with(&[("CRASH_SEED", &seed.to_string())], &calm));
     wrong.extend(crash_states(&calm, states / 2, &mut Dice(seed)));
     let killed = Recording::new();
     for round in 1..=3 {
         let seed = (seed * 10 + round).to_string();
-        let ended = killed.run(&[("CRASH_SEED", &seed), ("CRASH_STEPS", &steps), ("CRASH_ABORT", "1")]);
+        let ended = with(&[("CRASH_SEED", &seed), ("CRASH_ABORT", "1")], &killed);
         assert!(!ended, "it aborts");
     }
     wrong.extend(crash_states(&killed, states - states / 2, &mut Dice(seed + 1)));

@@ -2,13 +2,14 @@
 //! a verifier can tell without having seen it written.
 #![allow(dead_code, reason = "each test target uses its part")]
 
-use concordat::certificate::merkle::Frontier;
+use concordat::certificate::merkle::{Frontier, leaf_hash};
 use concordat::certificate::{
     Bitmap, Body, ElectionClaim, Entry, Half, Head, HeadCertificate, Header, Kind, Request, SecretKey, Signature,
-    payload_hash,
+    SnapshotManifest, payload_hash,
 };
-use concordat::core::{CastVote, HardState, Write};
+use concordat::core::{Base, CastVote, HardState, Write};
 use concordat::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
+use concordat::limits::SNAPSHOT_CHUNK;
 use concordat::storage::{CommitError, Committer, Recovered, Store};
 use std::path::Path;
 use std::sync::Arc;
@@ -159,5 +160,79 @@ impl Driver {
     /// Closes committer and store.
     pub(crate) fn close(self) {
         self.committer.close();
+    }
+}
+
+/// An image of this many bytes for the state after these entries: its manifest and its chunks.
+pub(crate) fn image(log: &[Arc<Entry>], bytes: usize) -> (SnapshotManifest, Vec<Vec<u8>>) {
+    let last = &log.last().expect("a snapshot is of something").header;
+    let all: Vec<u8> = (0..bytes as u64).map(|i| ((i * 31 + i / 251) ^ last.index.0) as u8).collect();
+    let chunks: Vec<Vec<u8>> = all.chunks(SNAPSHOT_CHUNK).map(<[u8]>::to_vec).collect();
+    let mut over = Frontier::default();
+    chunks.iter().for_each(|c| over.push(leaf_hash(c)));
+    let manifest = SnapshotManifest {
+        index: last.index,
+        term: last.term,
+        epoch: last.epoch,
+        proposed_at: last.proposed_at,
+        root: tree(log).root(),
+        state: Digest([5; 32]),
+        bytes: bytes as u64,
+        chunks_root: over.root(),
+    };
+    (manifest, chunks)
+}
+
+/// What a log that begins after these entries rests on.
+pub(crate) fn base(log: &[Arc<Entry>]) -> Arc<Base> {
+    let mut base = Base::default();
+    for e in log {
+        base.edge.push(e.header.encode());
+        base.proposed_at = e.header.proposed_at;
+        if base.terms.last().is_none_or(|(_, term)| *term != e.term()) {
+            base.terms.push((e.index(), e.term()));
+        }
+        if matches!(e.header.kind, Kind::Epoch | Kind::EpochFinal) {
+            base.epochs.push(e.clone());
+        }
+    }
+    Arc::new(base)
+}
+
+/// An entry of a kind that nobody proposes.
+pub(crate) fn unproposed(index: u64, term: u64, kind: Kind) -> Arc<Entry> {
+    let (salt, payload) = ([3; 16], vec![index as u8; 50]);
+    let header = Header {
+        kind,
+        proposal_id: None,
+        request_digest: Digest::ZERO,
+        required_quorum: 0,
+        payload_len: payload.len() as u32,
+        payload_hash: payload_hash(&salt, &payload),
+        ..entry(index, term, 0, 0).header.clone()
+    };
+    Arc::new(Entry::new(header, Body { salt, request: None, payload }).expect("made to match"))
+}
+
+/// Takes a whole image.
+pub(crate) fn take(store: &Store, (manifest, chunks): &(SnapshotManifest, Vec<Vec<u8>>)) {
+    store.stage(manifest).expect("staged");
+    for (number, chunk) in (0..).zip(chunks) {
+        store.put_chunk(manifest, number, chunk).expect("kept");
+    }
+    store.complete(manifest).expect("complete");
+}
+
+/// Copies a directory as it is.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }

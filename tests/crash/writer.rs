@@ -1,7 +1,7 @@
 //! The process that is recorded: it writes to a store, and notes what it does and what was answered.
 
-use crate::history::Step;
-use crate::model::{DID, Dice, key, tree};
+use crate::history::{History, Step};
+use crate::model::{DID, Dice, image, key, take, tree};
 use concordat::certificate::Entry;
 use concordat::ids::LogIndex;
 use concordat::storage::Store;
@@ -20,6 +20,8 @@ pub(crate) struct Task {
     pub(crate) abort: bool,
     /// Wait for each answer, so that every step is a group of its own.
     pub(crate) single: bool,
+    /// Take snapshots, compact the log below them, and begin it anew after some.
+    pub(crate) compact: bool,
 }
 
 /// Notes survive the simulated power loss: they are read from the recording, not from the disk.
@@ -38,7 +40,8 @@ pub(crate) fn run(task: &Task) {
         Ok(opened) => opened,
         Err(e) => return note(&notes, &format!("E {e}\n")),
     };
-    let mut log = store.read(LogIndex(1), store.last_index(), usize::MAX).unwrap();
+    let told = std::fs::read_to_string(task.dir.join("notes")).unwrap();
+    let mut log = History::read(&told).log_in(&store).unwrap();
     let hard = &found.restored.hard;
     let candidate = hard.vote.map_or(0, |v| v.candidate.0[0]);
     note(&notes, &format!("O {} {} {} {candidate}\n", log.len(), tree(&log).root(), hard.term));
@@ -46,7 +49,8 @@ pub(crate) fn run(task: &Task) {
         dice: Dice(task.seed),
         seq: task.seed << 32,
         term: hard.term.0,
-        certified: found.restored.certificate.map_or(0, |c| c.head.size),
+        certified: found.restored.certificate.map_or(0, |c| c.head.size).max(store.base().0),
+        compact: task.compact,
     };
     let (tell, answers) = channel();
     let answered = notes.clone();
@@ -63,6 +67,9 @@ pub(crate) fn run(task: &Task) {
         let step = writer.next(&log);
         note(&notes, &step.note());
         let write = step.write(&mut log);
+        if step.install > 0 {
+            take(&store, &image(&log, 150_000));
+        }
         if committer.submit(step.seq, write).is_err() {
             note(&notes, "X\n");
             break;
@@ -70,6 +77,9 @@ pub(crate) fn run(task: &Task) {
         waiting += 1;
         if step.certificate > 0 && writer.dice.below(3) == 0 {
             archive(&store, &log[..writer.certified as usize]);
+            if task.compact {
+                compact(&store, &log, &mut writer.dice);
+            }
         }
         if task.single || waiting > 8 || writer.dice.below(3) == 0 {
             let Ok(true) = answers.recv() else { break };
@@ -86,7 +96,21 @@ fn archive(store: &Store, certified: &[Arc<Entry>]) {
     store.archive(&certified[store.archived() as usize..]).unwrap();
 }
 
+/// A snapshot of what is certified and archived, and some steps of compaction below it.
+fn compact(store: &Store, log: &[Arc<Entry>], dice: &mut Dice) {
+    let certified = store.latest_certificate().map_or(0, |c| c.head.size).min(store.archived());
+    if certified <= store.base().0 || certified > store.last_index().0 {
+        return;
+    }
+    take(store, &image(&log[..certified as usize], 100_000));
+    while store.compact(LogIndex(certified)).unwrap().more && dice.below(4) > 0 {}
+    if dice.below(2) == 0 {
+        store.drop_snapshots_below(LogIndex(certified)).unwrap();
+    }
+}
+
 struct Writer {
+    compact: bool,
     dice: Dice,
     seq: u64,
     term: u64,
@@ -106,6 +130,14 @@ impl Writer {
                 let most = (last - self.certified).min(300) as usize;
                 step.first = last + 1 - self.dice.below(most + 1) as u64;
                 self.fill(&mut step);
+            }
+            6 if self.compact && self.certified > 0 => {
+                // What the others agreed on goes on from what is certified here.
+                self.new_term(&mut step);
+                step.first = self.certified + 1;
+                self.fill(&mut step);
+                step.install = 1;
+                self.certified += step.count;
             }
             6 | 7 => step.cast = self.seq,
             8 | 9 if last > self.certified => {

@@ -1,15 +1,71 @@
 use super::*;
+use crate::certificate::SnapshotManifest;
+use crate::ids::Epoch;
 use crate::ids::NodeId;
-use crate::storage::v1;
+use crate::storage::{v1, v2};
 use proptest::prelude::*;
 use std::fmt::Debug;
 
 #[test]
 fn the_table_is_the_frozen_description_of_its_version() {
-    assert_eq!(SCHEMA, v1::SCHEMA);
+    assert_eq!(SCHEMA, v2::SCHEMA);
     let table: Vec<_> = TABLE.iter().map(|s| (s.tree, s.key, s.value, s.derived)).collect();
-    assert_eq!(table, v1::TREES);
-    assert_eq!(trees().count(), 8);
+    assert_eq!(table, v2::TREES);
+    assert_eq!(trees().count(), 11);
+}
+
+#[test]
+fn every_record_of_version_1_has_the_same_shape_in_version_2() {
+    assert_eq!(
+        (v1::SCHEMA, v1::HARD_STATE, v1::CAST_VOTE, v1::WATERMARK),
+        (1, v2::HARD_STATE, v2::CAST_VOTE, v2::WATERMARK)
+    );
+    for shape in v1::TREES {
+        assert!(v2::TREES.contains(shape), "{shape:?}");
+    }
+}
+
+fn manifest() -> SnapshotManifest {
+    SnapshotManifest {
+        index: LogIndex(7),
+        term: Term(2),
+        epoch: Epoch(1),
+        proposed_at: 3,
+        root: Digest([1; 32]),
+        state: Digest([2; 32]),
+        bytes: 100,
+        chunks_root: Digest([3; 32]),
+    }
+}
+
+#[test]
+fn records_of_snapshots_and_bases_read_back_and_any_changed_bit_is_found() {
+    let base = BaseRecord { index: LogIndex(700), from: LogIndex(513), wipe: true, length: 9, sum: [4; 32] };
+    assert_eq!(base.encode().len(), v2::BASE);
+    exact(&base, &base.encode(), BaseRecord::decode);
+    let snapshot = (true, manifest());
+    let (key, value) = (number_key(7), write_snapshot(true, &manifest()));
+    exact(&snapshot, &value, |v| read_snapshot(&key, v));
+    assert!(read_snapshot(&number_key(8), &value).is_err(), "under another key");
+    for at in 0..value.len() * 8 {
+        let mut bad = value.clone();
+        bad[at / 8] ^= 1 << (at % 8);
+        assert!(read_snapshot(&key, &bad).is_err(), "bit {at}");
+    }
+    for at in 0..v2::BASE * 8 {
+        let mut bad = base.encode();
+        bad[at / 8] ^= 1 << (at % 8);
+        assert!(BaseRecord::decode(&bad).is_err(), "bit {at}");
+    }
+}
+
+#[test]
+fn headers_begin_where_a_tile_does_and_not_beyond_the_base() {
+    let base =
+        |index, from| BaseRecord { index: LogIndex(index), from: LogIndex(from), wipe: false, length: 0, sum: [0; 32] };
+    for (index, from, right) in [(0, 1, true), (256, 257, true), (700, 1, true), (700, 514, false), (700, 769, false)] {
+        assert_eq!(BaseRecord::decode(&base(index, from).encode()).is_ok(), right, "{index} {from}");
+    }
 }
 
 /// A codec gives back what it was given, and nothing for bytes that are one too few or one too many.
@@ -41,7 +97,7 @@ proptest! {
         };
         let hard = HardState { term: Term(term), vote: vote.then_some(claim) };
         let bytes = write_hard_state(&hard);
-        prop_assert_eq!(bytes.len(), v1::HARD_STATE[usize::from(vote)]);
+        prop_assert_eq!(bytes.len(), v2::HARD_STATE[usize::from(vote)]);
         exact(&hard, &bytes, read_hard_state);
     }
 
@@ -50,7 +106,7 @@ proptest! {
         let cast = CastVote { request_key: Digest(request_key), content: Digest(content), granted, keep_until };
         let key = cast_key(&cast.request_key, &cast.content);
         let value = write_cast(&cast);
-        prop_assert_eq!(value.len(), v1::CAST_VOTE);
+        prop_assert_eq!(value.len(), v2::CAST_VOTE);
         exact(&cast, &value, |v| read_cast(&key, v));
         exact(&cast, &key, |k| read_cast(k, &value));
     }
