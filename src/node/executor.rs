@@ -532,7 +532,8 @@ impl<D: Devices> Executor<D> {
     /// Publishes what the node looks like now.
     pub fn show(&mut self) {
         let core = &self.core;
-        let matched = core.tables().members().into_iter();
+        // Whoever does not lead knows of nobody.
+        let matched = (core.role() == Role::Leader).then(|| core.tables().members()).into_iter().flatten();
         let now = self.devices.now().mono;
         // What a leader in contact has told us is all applied.
         let fresh = self.applied >= core.known_commit();

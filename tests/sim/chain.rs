@@ -1,8 +1,9 @@
 //! A log as the checkers see it: every entry chained to all before it, so that two prefixes compare in one step.
 
+use crate::hash::{self, FastMap};
 use concordat::certificate::{Entry, Kind, MemberTable};
 use concordat::ids::{Digest, LogIndex, Term};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -19,6 +20,18 @@ pub(crate) enum Step {
     Opens(Arc<MemberTable>, Digest),
     /// An `EpochFinal` entry: from here on it alone counts.
     Closes,
+}
+
+/// The table that an entry carries; every log of every node is asked for it, and its keys take long to decode.
+fn table_of(entry: &Entry, hash: Digest) -> Arc<MemberTable> {
+    thread_local!(static DECODED: RefCell<FastMap<Digest, Arc<MemberTable>>> = RefCell::default());
+    let decode = || Arc::new(MemberTable::decode_granted(&entry.body.payload).expect("a member table"));
+    DECODED.with_borrow_mut(|decoded| {
+        if decoded.len() > 1_000 {
+            decoded.clear();
+        }
+        decoded.entry(hash).or_insert_with(decode).clone()
+    })
 }
 
 #[derive(Clone, Debug, Default)]
@@ -61,19 +74,24 @@ impl Chain {
         }
     }
 
+    /// Drops everything behind `last`.
+    pub(crate) fn cut(&mut self, last: LogIndex) {
+        self.links.truncate(usize::try_from(last.0).expect("small logs"));
+        self.steps.retain(|s| s.0 <= last);
+    }
+
     pub(crate) fn push(&mut self, entry: Arc<Entry>) {
         assert_eq!(entry.index(), self.last().next());
-        let mut hasher = DefaultHasher::new();
-        (self.links.last().map_or(0, |l| l.chain), &entry.header).hash(&mut hasher);
+        let chain = hash::of(&(self.links.last().map_or(0, |l| l.chain), &entry.header));
         match entry.header.kind {
             Kind::Epoch => {
-                let table = MemberTable::decode_granted(&entry.body.payload).expect("a member table");
-                self.steps.push((entry.index(), Step::Opens(Arc::new(table), entry.header.leaf_hash())));
+                let hash = entry.header.leaf_hash();
+                self.steps.push((entry.index(), Step::Opens(table_of(&entry, hash), hash)));
             }
             Kind::EpochFinal => self.steps.push((entry.index(), Step::Closes)),
             _ => {}
         }
-        self.links.push(Link { entry, chain: hasher.finish() });
+        self.links.push(Link { entry, chain });
     }
 
     /// The entries that change members, ascending.

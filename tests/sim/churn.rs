@@ -50,7 +50,7 @@ pub(crate) fn step(world: &mut World) {
             "promote"
         }
     };
-    if !rows.iter().any(|r| r.role == Role::Voter) || world.is_doomed(&rows) {
+    if !rows.iter().any(|r| r.role == Role::Voter) || world.is_doomed(asked, &rows) {
         return;
     }
     world.coverage.count("change asked", op);
@@ -122,6 +122,6 @@ pub(crate) fn settle(world: &mut World) {
             world.coverage.count("change asked", "take out");
             world.change(leader, &rows);
         }
-        world.run_while_not(300, settled);
+        world.run_until_seen(300, settled);
     }
 }

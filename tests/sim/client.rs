@@ -1,14 +1,16 @@
 //! Clients: each call is one request, sent through some node, and sent again under the same request id through another
 //! until its outcome is known.
 
+use crate::history::{Held, Op, What};
 use crate::machine::Outcome;
 use crate::members::{id_of, index_of};
 use crate::world::{Event, World};
 use concordat::api::ProposeError;
 use concordat::certificate::Request;
-use concordat::core::{Admission, Submission};
+use concordat::core::{Admission, Submission, content};
 use concordat::ids::{Digest, LogIndex, ProposalId};
 use concordat::node::executor;
+use concordat::registry::Outcome as Answer;
 use concordat::wire::Frame;
 use tokio::sync::oneshot;
 
@@ -19,6 +21,7 @@ const LOOK_AGAIN_US: u64 = 150_000;
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) submission: Submission,
+    key: Digest,
     via: usize,
     /// Whether it tries again by itself.
     persistent: bool,
@@ -35,7 +38,7 @@ pub(crate) struct Call {
 
 impl Call {
     pub(crate) fn key(&self) -> Digest {
-        self.submission.request.key()
+        self.key
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -63,6 +66,7 @@ impl World {
     fn call(&mut self, submission: Submission, via: usize, persistent: bool) -> usize {
         let certified = self.rng.chance(700);
         self.calls.push(Call {
+            key: submission.request.key(),
             submission,
             via,
             persistent,
@@ -73,6 +77,9 @@ impl World {
             outcome: None,
             refused: false,
         });
+        if persistent {
+            self.open.insert(self.calls.len() - 1);
+        }
         self.calls.len() - 1
     }
 
@@ -134,8 +141,48 @@ impl World {
         call
     }
 
+    /// A client that sets a config key, sometimes only if the revision is the newest one that it could know.
+    pub(crate) fn start_write(&mut self, key: usize, name: &str) {
+        let value = self.calls.len() as u64 + 1;
+        let newest = self.history.newest_revision(key);
+        let only_if = self.rng.chance(400).then(|| if self.rng.chance(800) { newest } else { 0 });
+        let condition = only_if.map_or(String::new(), |r| format!(",\"if_revision\":{r}"));
+        let payload = format!("{{\"op\":\"set_config\",\"key\":\"k{key}\",\"value\":{value}{condition}}}");
+        let submission = self.submission(name, payload.as_bytes());
+        let called = self.now;
+        // Before the client sends anything: it may be answered at once.
+        self.history.open.insert(self.calls.len(), (key, value, only_if, called));
+        self.start_call(submission);
+    }
+
+    /// The registry's answer to a write whose outcome is known.
+    fn write_answered(&mut self, call: usize, via: usize) {
+        let Some((key, value, only_if, called)) = self.history.open.remove(&call) else { return };
+        let state = &self.nodes[via].executor.as_mut().expect("just asked").devices().state;
+        let answered = state.answered(&self.calls[call].key).expect("just applied");
+        let ours = content(&self.calls[call].submission.payload) == answered.content;
+        let answer = answered.outcome.clone();
+        assert!(ours || matches!(answer, Answer::Aborted { .. }), "nobody else uses the ids of writes");
+        let (name, what) = match answer {
+            Answer::ConfigSet { revision } => {
+                ("set", Some(What::Set { only_if, held: Held { value, revision: revision.0 } }))
+            }
+            Answer::Conflict { actual } => {
+                let only_if = only_if.expect("a conflict needs a condition");
+                ("conflict", Some(What::Conflict { only_if, actual: actual.map_or(0, |r| r.0) }))
+            }
+            // Nobody may ever read its value.
+            Answer::Aborted { .. } => ("no effect", None),
+            other => panic!("a write of a config key came to {other:?}"),
+        };
+        self.coverage.count("registry", name);
+        if let Some(what) = what {
+            self.history.answered(key, Op { called, answered: self.now, what });
+        }
+    }
+
     pub(crate) fn open_calls(&self) -> usize {
-        self.calls.iter().filter(|c| c.is_open()).count()
+        self.open.len()
     }
 
     /// What a proposal came to at one node.
@@ -169,7 +216,7 @@ impl World {
         submission.origin = id_of(node);
         let (taken, told) = oneshot::channel();
         self.calls[call].taken = Some(told);
-        self.note(node, format!("a client proposes {}", submission.request.request_id));
+        self.note(node, || format!("a client proposes {}", submission.request.request_id));
         self.event(node, executor::Event::Submit { submission, taken });
     }
 
@@ -199,6 +246,7 @@ impl World {
         }
         let (via, key, certified) = (c.via, c.key(), c.certified);
         if self.is_up(via)
+            && !self.is_paused(via)
             && let Some(outcome) = self.nodes[via].machine.requests.get(&key).copied()
             && (!certified || self.covered(via) >= outcome.index)
         {
@@ -206,6 +254,8 @@ impl World {
             self.demand(verdict);
             self.coverage.count("client", "outcome told");
             self.calls[call].outcome = Some(outcome);
+            self.open.remove(&call);
+            self.write_answered(call, via);
             return;
         }
         let turned_away = match self.calls[call].taken.as_mut().map(oneshot::Receiver::try_recv) {
@@ -222,6 +272,7 @@ impl World {
             Some(Err(_)) | None => false,
         };
         if self.calls[call].refused {
+            self.open.remove(&call);
             return;
         }
         if self.now >= self.calls[call].gives_up_attempt_at || turned_away || !self.is_up(via) {

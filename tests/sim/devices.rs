@@ -29,6 +29,8 @@ pub(crate) enum Asked {
     /// The application's answer is wanted.
     Open(Arc<Ballot>),
     Alarm(Alarm),
+    /// A write was not taken.
+    Refused(Write),
     /// A proposal of this node's clients came to its end.
     Ended(Outcome),
 }
@@ -40,9 +42,11 @@ pub(crate) struct SimDevices {
     /// As applied here.
     pub(crate) state: State,
     pub(crate) keys: Vec<PublicKey>,
-    /// Open to the application.
-    pub(crate) ballots: BTreeMap<ProposalId, Arc<Ballot>>,
+    /// Open to the application, each until a monotonic time.
+    pub(crate) ballots: BTreeMap<ProposalId, (Arc<Ballot>, u64)>,
     pub(crate) view: View,
+    /// Its disk takes no more writes.
+    pub(crate) full: bool,
 }
 
 impl SimDevices {
@@ -55,6 +59,7 @@ impl SimDevices {
             keys,
             ballots: BTreeMap::new(),
             view: View::default(),
+            full: false,
         }
     }
 }
@@ -73,6 +78,10 @@ impl Devices for SimDevices {
     }
 
     fn persist(&mut self, seq: u64, write: Write) -> Result<(), String> {
+        if self.full {
+            self.asked.push(Asked::Refused(write));
+            return Err("no space left on the device".into());
+        }
         self.asked.push(Asked::Persist(seq, write));
         Ok(())
     }
@@ -117,8 +126,8 @@ impl Devices for SimDevices {
         self.view = view;
     }
 
-    fn open_ballot(&mut self, ballot: Arc<Ballot>, _until: u64) {
-        self.ballots.insert(ballot.id, ballot.clone());
+    fn open_ballot(&mut self, ballot: Arc<Ballot>, until: u64) {
+        self.ballots.insert(ballot.id, (ballot.clone(), until));
         self.asked.push(Asked::Open(ballot));
     }
 
@@ -127,7 +136,7 @@ impl Devices for SimDevices {
     }
 
     fn ballot(&self, id: &ProposalId) -> Option<Arc<Ballot>> {
-        self.ballots.get(id).cloned()
+        self.ballots.get(id).map(|open| open.0.clone())
     }
 
     fn http_address(&self, _id: &NodeId) -> Option<String> {
@@ -148,6 +157,9 @@ impl Devices for SimDevices {
     }
 
     fn witness(&mut self, effect: &Effect) {
-        self.asked.push(Asked::Witness(effect.clone()));
+        // The others are seen as what they ask of a device.
+        if !matches!(effect, Effect::Send { .. } | Effect::Persist { .. } | Effect::Crypto(_)) {
+            self.asked.push(Asked::Witness(effect.clone()));
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The replicated state machine of the simulator: what was applied, and the table of requests.
 
+use crate::hash::FastMap;
 use concordat::certificate::{Entry, Kind};
 use concordat::ids::{Digest, LogIndex, ProposalId};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a request came to.
@@ -19,7 +19,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Machine {
     pub(crate) applied: LogIndex,
     /// By [`concordat::certificate::Request::key`]: the first entry under a key is applied, later ones change nothing.
-    pub(crate) requests: BTreeMap<Digest, Outcome>,
+    pub(crate) requests: FastMap<Digest, Outcome>,
     /// Entries under a key that was applied before.
     pub(crate) repeats: u64,
 }

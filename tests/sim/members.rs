@@ -1,8 +1,10 @@
 //! Members with real BLS keys (a member table admits no others), made once per process. A node makes a new key when its
 //! keys are rotated and whenever its store is new; its keys are numbered by generation.
 
+use crate::hash::FastMap;
 use concordat::certificate::{Genesis, Member, MemberTable, Policy, PublicKey, QuorumRule, Role, SecretKey};
 use concordat::ids::NodeId;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -52,8 +54,29 @@ fn proved(index: usize, generation: u8) -> Member {
     lock(ROWS.get_or_init(Mutex::default)).entry((index, generation)).or_insert_with(make).clone()
 }
 
+/// Keys by node and generation, and the other way round; asked for all the time, so each thread has its own.
+#[derive(Default)]
+struct Known {
+    keys: FastMap<(usize, u8), PublicKey>,
+    generations: FastMap<(usize, PublicKey), u8>,
+}
+
+thread_local!(static KNOWN: RefCell<Known> = RefCell::default());
+
 pub(crate) fn public(index: usize, generation: u8) -> PublicKey {
-    proved(index, generation).bls_key
+    KNOWN.with_borrow_mut(|known| {
+        *known.keys.entry((index, generation)).or_insert_with(|| proved(index, generation).bls_key)
+    })
+}
+
+/// The generation of a node's key.
+fn generation_of(index: usize, key: PublicKey) -> u8 {
+    let known = KNOWN.with_borrow(|known| known.generations.get(&(index, key)).copied());
+    known.unwrap_or_else(|| {
+        let generation = (0..=u8::MAX).find(|g| public(index, *g) == key).expect("made here");
+        KNOWN.with_borrow_mut(|known| known.generations.insert((index, key), generation));
+        generation
+    })
 }
 
 /// A row of a table, in the simulator's terms.
@@ -77,8 +100,7 @@ impl Row {
     /// A member's row; generations go up to eight in these tests.
     pub(crate) fn of(member: &Member) -> Self {
         let node = index_of(&member.did);
-        let generation = (0..=u8::MAX).find(|g| public(node, *g) == member.bls_key).expect("made here");
-        Self { node, generation, role: member.role, policy: member.policy }
+        Self { node, generation: generation_of(node, member.bls_key), role: member.role, policy: member.policy }
     }
 }
 

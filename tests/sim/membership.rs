@@ -58,7 +58,7 @@ pub(crate) struct Transferred {
 }
 
 /// The complete subtrees over a log, computed when asked for.
-struct Leaves<'a>(&'a Chain);
+pub(crate) struct Leaves<'a>(pub(crate) &'a Chain);
 
 impl Nodes for Leaves<'_> {
     type Error = Infallible;
@@ -77,7 +77,7 @@ pub(crate) fn disks<'a>(nodes: &'a [Node], tables: &[Arc<TableInForce>]) -> Vec<
     let log = |row: Row| {
         let n = &nodes[row.node];
         let store = n.made[usize::from(row.generation)];
-        if n.disk.store == store { &n.disk.log } else { &n.lost[&store] }
+        if n.disk.store == store { n.disk.vouched() } else { &n.lost[&store] }
     };
     let of =
         |t: &Arc<TableInForce>| Disks { logs: t.table.voters().map(|m| log(Row::of(m))).collect(), quorum: t.quorum() };
@@ -85,7 +85,7 @@ pub(crate) fn disks<'a>(nodes: &'a [Node], tables: &[Arc<TableInForce>]) -> Vec<
 }
 
 /// The proofs of the changes above an epoch, as a log has them.
-fn proofs(log: &Chain, above: Epoch, most: usize) -> EpochChain {
+pub(crate) fn proofs(log: &Chain, above: Epoch, most: usize) -> EpochChain {
     let mut steps = Vec::new();
     let closed = log.steps().chunks(2).filter(|pair| pair.len() == 2);
     for pair in closed.skip(usize::try_from(above.0).expect("few epochs")).take(most) {
@@ -152,8 +152,8 @@ impl World {
         if let Some(executor) = &mut self.nodes[node].executor {
             executor.devices().keys = public;
         }
-        let (life, text) = (self.nodes[node].life, format!("holds keys {keys:?}"));
-        self.note(node, text);
+        let life = self.nodes[node].life;
+        self.note(node, || format!("holds keys {keys:?}"));
         self.at(1, Event::Keys { node, life });
     }
 
@@ -175,10 +175,10 @@ impl World {
         self.coverage.count("fault", "disk lost");
         let n = &mut self.nodes[node];
         let old = std::mem::take(&mut n.disk);
-        n.lost.insert(old.store, old.log);
+        n.lost.insert(old.store, old.vouched().clone());
         n.lost_at = self.now;
         n.disk = Disk { store: old.store + 1, ..Disk::default() };
-        self.note(node, "the disk is lost".into());
+        self.note(node, || "the disk is lost".into());
         self.new_key(node)
     }
 
@@ -198,7 +198,7 @@ impl World {
         // In a storm some are given too little time.
         let ttl_ms = if self.config.churn > 0 { self.rng.within((5, 2_000)) } else { 2_000 };
         let change = Change { base, table, salt, ttl_ms };
-        self.note(node, format!("asked for members {rows:?}"));
+        self.note(node, || format!("asked for members {rows:?}"));
         let (done, told) = oneshot::channel();
         self.nodes[node].changes.push((number, told));
         self.event(node, executor::Event::Query(Query::Change { change, done }));
@@ -249,7 +249,7 @@ impl World {
     pub(crate) fn transfer(&mut self, node: usize, to: Option<usize>) -> usize {
         self.transfers.push(Transferred { outcome: None });
         let number = self.transfers.len() - 1;
-        self.note(node, format!("asked to hand over to {to:?}"));
+        self.note(node, || format!("asked to hand over to {to:?}"));
         let (done, told) = oneshot::channel();
         self.nodes[node].transfers.push((number, told));
         self.event(node, executor::Event::Query(Query::Transfer { to: to.map(id_of), done }));
@@ -331,14 +331,22 @@ impl World {
     }
 
     fn has_quorum_without(&self, table: &MemberTable, node: usize) -> bool {
-        let left = table.voters().map(Row::of).filter(|r| r.node != node && self.holds(r)).count();
+        let sound = |r: &Row| r.node != node && self.holds(r) && !self.nodes[r.node].disk.is_damaged();
+        let left = table.voters().map(Row::of).filter(sound).count();
         left >= self.config.rule.quorum(table.voters().count())
     }
 
-    /// Whether a table has a quorum of stores that hold their keys; a leader can know only after an election timeout.
-    pub(crate) fn is_doomed(&self, rows: &[Row]) -> bool {
-        let lately = rows.iter().any(|r| !self.holds(r) && self.nodes[r.node].lost_at + 1_000_000 > self.now);
-        lately && !self.has_quorum_without(&table(rows), usize::MAX)
+    /// Whether a table lacks a quorum of stores that hold its keys in a way that whoever is asked for it cannot know: a
+    /// disk was lost within the last election timeouts or is damaged and not read yet, or a member answers, but its store
+    /// lacks the key that the new row gives it. What came of it would be in flight for ever.
+    pub(crate) fn is_doomed(&self, asked: usize, rows: &[Row]) -> bool {
+        let before = self.rows(asked);
+        let unknown = |r: &Row| {
+            let n = &self.nodes[r.node];
+            let answers = || self.is_up(r.node) && before.iter().any(|b| b.node == r.node);
+            n.disk.is_damaged() || (!self.holds(r) && (n.lost_at + 1_000_000 > self.now || answers()))
+        };
+        rows.iter().any(unknown) && !self.has_quorum_without(&table(rows), usize::MAX)
     }
 
     /// Where everybody stands, for people.

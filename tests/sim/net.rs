@@ -2,7 +2,7 @@
 //! one direction or both.
 
 use crate::rng::Rng;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Network {
@@ -35,12 +35,15 @@ pub(crate) struct Fate {
 pub(crate) struct Links {
     /// (from, to) pairs that carry nothing.
     pub(crate) down: BTreeSet<(usize, usize)>,
+    /// Pairs that go down and up by themselves, until they have healed; down now if true.
+    pub(crate) flapping: BTreeMap<(usize, usize), bool>,
 }
 
 impl Links {
     pub(crate) fn fate(&self, network: &Network, from: usize, to: usize, rng: &mut Rng) -> Fate {
         let mut fate = Fate::default();
-        if self.down.contains(&(from, to)) {
+        let pair = (from, to);
+        if self.down.contains(&pair) || self.flapping.get(&pair) == Some(&true) {
             fate.cut = true;
             return fate;
         }

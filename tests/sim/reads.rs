@@ -1,5 +1,6 @@
 //! Linearizable reads: whoever begins one sees everything that was committed anywhere before it began.
 
+use crate::history::{Held, Op, What};
 use crate::invariants::{Verdict, demand};
 use crate::world::{Event, World};
 use concordat::ids::{Digest, LogIndex};
@@ -23,6 +24,8 @@ pub(crate) struct Read {
     must_see: LogIndex,
     /// The newest request whose outcome a client had been told.
     told: Option<Digest>,
+    /// The config key that is read, and when it was asked for.
+    config: Option<(usize, u64)>,
     pub(crate) state: ReadState,
 }
 
@@ -37,13 +40,29 @@ impl World {
     pub(crate) fn read(&mut self, node: usize) -> usize {
         let (must_see, told) = (self.invariants.committed.ledger.last(), self.invariants.outcomes.newest());
         let life = self.nodes[node].life;
-        self.reads.push(Read { node, life, must_see, told, state: ReadState::Pending });
+        self.reads.push(Read {
+            node,
+            life,
+            must_see,
+            told,
+            config: self.reading_config.take(),
+            state: ReadState::Pending,
+        });
         let read = self.reads.len() - 1;
         self.coverage.count("read", "begun");
         let (done, told) = oneshot::channel();
         self.nodes[node].reads.push((read, told));
         self.event(node, executor::Event::Query(Query::Read { done }));
         read
+    }
+
+    /// Begins a linearizable read of a config key.
+    pub(crate) fn read_config(&mut self, node: usize, key: usize) {
+        let (number, now) = (self.reads.len(), self.now);
+        // It may be answered at once.
+        self.reading_config = Some((key, now));
+        let read = self.read(node);
+        debug_assert_eq!(read, number);
     }
 
     pub(crate) fn read_ready(&mut self, node: usize, number: usize, index: LogIndex) {
@@ -65,9 +84,13 @@ impl World {
 
     /// Serves a read that is confirmed once the state machine is there.
     pub(crate) fn serve(&mut self, number: usize) {
-        let Read { node, life, must_see, told, state } = self.reads[number].clone();
+        let Read { node, life, must_see, told, config, state } = self.reads[number].clone();
         let ReadState::Ready(index) = state else { return };
         if !self.lives(node, life) {
+            return;
+        }
+        if self.is_paused(node) {
+            self.at(self.nodes[node].paused_until - self.now, Event::Serve { read: number });
             return;
         }
         let machine = &self.nodes[node].machine;
@@ -83,6 +106,20 @@ impl World {
         self.demand(verdict);
         self.reads[number].state = ReadState::Served;
         self.coverage.count("read", "served");
+        if let Some((key, called)) = config {
+            self.config_read(node, key, called);
+        }
+    }
+
+    fn config_read(&mut self, node: usize, key: usize, called: u64) {
+        let state = &self.nodes[node].executor.as_mut().expect("it lives").devices().state;
+        let held = state.config(&format!("k{key}")).map(|record| Held {
+            value: record.value.as_u64().expect("clients set numbers"),
+            revision: record.revision.0,
+        });
+        let what = What::Read(held.unwrap_or_default());
+        self.history.answered(key, Op { called, answered: self.now, what });
+        self.coverage.count("registry", "read");
     }
 }
 

@@ -2,9 +2,10 @@
 //! network and pool of signers. Each effect is checked in its place, before anything comes of it.
 
 use crate::devices::{Asked, SimDevices};
+use crate::disk::Rot;
 use crate::invariants::{demand, promises, tables};
 use crate::members::{id_of, index_of, secret_of};
-use crate::trace::{What, input_name};
+use crate::trace::input_name;
 use crate::world::{Event, World};
 use concordat::certificate::merkle::Frontier;
 use concordat::certificate::{ElectionClaim, Entry, HeadCertificate, Kind, MemberTable};
@@ -18,6 +19,9 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 /// Most bytes read back for a lagging peer at once.
 const FETCH_BYTES: usize = 256 * 1024;
+
+/// How a payload that sets a config key begins.
+const SETS: &[u8] = b"{\"op\":\"set_config\"";
 
 /// Answers that nodes owe, with what each is about.
 pub(crate) type Waiting<K, T> = Vec<(K, oneshot::Receiver<T>)>;
@@ -43,14 +47,18 @@ pub(crate) fn subject(ballot: &Ballot) -> Subject {
 impl World {
     // ---- what reaches a node ----
 
-    /// Lets the executor do something at this time, and sees to what it asks.
+    /// Lets the executor do something at this time, and sees to what it asks; power may be lost on the way.
     fn attend(&mut self, node: usize, act: impl FnOnce(&mut Executor<SimDevices>)) {
         let (now, elapsed) = (self.clock(node), Duration::from_micros(self.now));
+        let full = self.nodes[node].disk.full;
         let executor = self.nodes[node].executor.as_mut().expect("the node is up");
         let devices = executor.devices();
-        (devices.now, devices.elapsed) = (now, elapsed);
+        (devices.now, devices.elapsed, devices.full) = (now, elapsed, full);
         act(executor);
         for asked in std::mem::take(&mut executor.devices().asked) {
+            if self.dies_now(node) {
+                return;
+            }
             self.see_to(node, asked);
         }
     }
@@ -58,7 +66,8 @@ impl World {
     /// As an owner loop does: what came in, perhaps something more a little later, then a turn.
     fn hand_over_to(&mut self, node: usize, act: impl FnOnce(&mut Executor<SimDevices>)) {
         self.attend(node, act);
-        if self.nodes[node].draining {
+        if !self.is_up(node) {
+        } else if self.nodes[node].draining {
             self.coverage.count("shell", "several inputs before a turn");
         } else if self.rng.chance(self.config.batch) {
             self.nodes[node].draining = true;
@@ -72,50 +81,61 @@ impl World {
     pub(crate) fn turn(&mut self, node: usize) {
         self.nodes[node].draining = false;
         self.attend(node, Executor::turn);
+        let Some(executor) = &self.nodes[node].executor else { return };
+        let stops = executor.stop().is_some();
         self.observe(node);
         self.hear_answers(node);
-        self.schedule_tick(node);
+        if stops {
+            self.ends(node);
+        } else {
+            self.schedule_tick(node);
+        }
     }
 
     /// A frame arrives.
     pub(crate) fn frame(&mut self, from: usize, node: usize, frame: Frame) {
-        let from = id_of(from);
         match &frame {
             Frame::Core(message) => {
-                self.tell_input(node, Input::Receive { from, message: message.clone() });
+                self.coverage.count("input", "Receive");
+                self.trace.received(self.now, node, from, message);
             }
             Frame::Submit { handle, submission } => {
                 self.coverage.count("frame", "Submit");
-                self.note(node, format!("Submit {handle} of {}", submission.request.request_id));
+                self.note(node, || format!("Submit {handle} of {}", submission.request.request_id));
             }
             Frame::Submitted { handle, admission } => {
                 self.coverage.count("frame", "Submitted");
-                self.note(node, format!("Submitted {handle}: {admission:?}"));
+                self.note(node, || format!("Submitted {handle}: {admission:?}"));
             }
             Frame::Hello { .. } => {}
         }
-        self.hand_over_to(node, |e| e.on_frame(from, frame));
+        self.hand_over_to(node, |e| e.on_frame(id_of(from), frame));
     }
 
     /// Devices have finished something.
     pub(crate) fn mail(&mut self, node: usize, mail: Mail) {
         for input in &mail.inputs {
-            self.tell_input(node, input.clone());
+            self.tell_input(node, input);
         }
         if mail.persisted > 0 {
-            self.tell_input(node, Input::Persisted { seq: mail.persisted });
+            self.tell_input(node, &Input::Persisted { seq: mail.persisted });
         }
         if mail.applied > LogIndex::ZERO {
-            self.tell_input(node, Input::Applied { index: mail.applied });
+            self.tell_input(node, &Input::Applied { index: mail.applied });
         }
         if let Some(records) = &mail.records {
-            self.note(node, format!("answers on record: {records:?}"));
+            self.note(node, || format!("answers on record: {records:?}"));
         }
         self.hand_over_to(node, |e| e.take_mail(mail));
     }
 
     /// A handle asks something.
     pub(crate) fn event(&mut self, node: usize, event: executor::Event) {
+        if self.is_paused(node) {
+            let (life, wait) = (self.nodes[node].life, self.nodes[node].paused_until - self.now);
+            self.at(wait, Event::Ask { node, life, event: Box::new(event) });
+            return;
+        }
         self.hand_over_to(node, |e| e.on_event(event));
     }
 
@@ -129,9 +149,14 @@ impl World {
         self.at(delay, Event::Mail { node, life, mail });
     }
 
-    fn tell_input(&mut self, node: usize, input: Input) {
-        self.coverage.count("input", input_name(&input));
-        self.trace.add(self.now, node, What::Input(input));
+    /// Something failed for good.
+    pub(crate) fn failure_later(&mut self, node: usize, delay: u64, why: &str) {
+        self.mail_later(node, delay, Mail { failure: Some(why.into()), ..Mail::default() });
+    }
+
+    fn tell_input(&mut self, node: usize, input: &Input) {
+        self.coverage.count("input", input_name(input));
+        self.trace.input(self.now, node, input);
     }
 
     /// Gives answers that executors owed to those who asked.
@@ -163,9 +188,21 @@ impl World {
     fn see_to(&mut self, node: usize, asked: Asked) {
         match asked {
             Asked::Witness(effect) => self.witness(node, effect),
-            Asked::Send(to, frame) => self.send(node, &to, frame),
-            Asked::Persist(seq, write) => self.persist(node, seq, write),
-            Asked::Compute(job) => self.compute(node, job),
+            Asked::Send(to, Frame::Core(message)) => {
+                let effect = self.trace(node, Effect::Send { to, message });
+                let Effect::Send { to, message } = effect else { unreachable!("just made") };
+                self.send(node, &to, message);
+            }
+            Asked::Send(to, frame) => self.transmit(node, index_of(&to), frame),
+            Asked::Persist(seq, write) => {
+                let effect = self.trace(node, Effect::Persist { seq, write });
+                let Effect::Persist { seq, write } = effect else { unreachable!("just made") };
+                self.persist(node, seq, write);
+            }
+            Asked::Compute(job) => {
+                let Effect::Crypto(job) = self.trace(node, Effect::Crypto(job)) else { unreachable!("just made") };
+                self.compute(node, job);
+            }
             Asked::LookUp(Lookup::Entries { peer, session, from, to }) => self.fetch(node, peer, session, from, to),
             Asked::LookUp(Lookup::Records(subjects)) => self.look_up(node, &subjects),
             Asked::LookUp(Lookup::Epochs { peer, above }) => self.fetch_epochs(node, peer, above),
@@ -177,6 +214,10 @@ impl World {
             Asked::Alarm(alarm) => {
                 self.coverage.count("event", "alarm");
                 self.nodes[node].alarms.push(alarm);
+            }
+            Asked::Refused(write) => {
+                self.coverage.count("fault", "write refused by a full disk");
+                self.nodes[node].memory.write(&write.entries);
             }
             Asked::Ended(outcome) => self.coverage.count("proposal", outcome_name(outcome)),
         }
@@ -198,26 +239,29 @@ impl World {
             Effect::Halt(why) => self.nodes[node].halted = Some(why.clone()),
             _ => {}
         }
+        self.trace(node, effect);
+    }
+
+    /// Writes an effect down and gives it back.
+    fn trace(&mut self, node: usize, effect: Effect) -> Effect {
         if self.config.record {
             self.recorded.push((self.now, node, effect.clone()));
         }
-        self.trace.add(self.now, node, What::Effect(effect));
+        self.trace.effect(self.now, node, &effect);
+        effect
     }
 
-    fn send(&mut self, from: usize, to: &NodeId, frame: Frame) {
-        if let Frame::Core(message) = &frame {
-            let n = &self.nodes[from];
-            self.demand(promises::sends(from, to, message, &n.memory, &n.disk));
-            let to = index_of(to);
-            if self.filter.as_ref().is_some_and(|f| f(from, to, message)) {
-                return;
-            }
+    fn send(&mut self, from: usize, to: &NodeId, message: Message) {
+        let n = &self.nodes[from];
+        self.demand(promises::sends(from, to, &message, &n.memory, &n.disk));
+        let to = index_of(to);
+        if self.filter.as_ref().is_none_or(|f| !f(from, to, &message)) {
+            self.transmit(from, to, Frame::Core(message));
         }
-        self.transmit(from, index_of(to), &frame);
     }
 
     /// Puts one frame on the wire.
-    fn transmit(&mut self, from: usize, to: usize, frame: &Frame) {
+    fn transmit(&mut self, from: usize, to: usize, frame: Frame) {
         let fate = self.links.fate(&self.config.network, from, to, &mut self.rng);
         let seen = [
             (fate.cut, "message cut off by a partition"),
@@ -228,8 +272,11 @@ impl World {
         for (_, what) in seen.iter().filter(|s| s.0) {
             self.coverage.count("fault", what);
         }
-        for delay in fate.arrivals {
-            self.at(delay, Event::Deliver { from, to, frame: Box::new(frame.clone()) });
+        if let Some((last, others)) = fate.arrivals.split_last() {
+            for delay in others {
+                self.at(*delay, Event::Deliver { from, to, frame: Box::new(frame.clone()) });
+            }
+            self.at(*last, Event::Deliver { from, to, frame: Box::new(frame) });
         }
     }
 
@@ -240,13 +287,19 @@ impl World {
             self.rewritten(node, &write.entries, committed);
         }
         let took = self.rng.within(self.config.disk_us);
+        let slow = self.nodes[node].disk.slow_until > self.now;
         let n = &mut self.nodes[node];
         n.disk.pending.push_back((seq, write));
-        let done = n.disk.busy_until.max(self.now) + took;
+        let free = n.disk.busy_until.max(self.now);
+        // On a slow disk what has piled up goes in one group.
+        let done = if slow { free.max(self.now + 50 * took) } else { free + took };
         n.disk.busy_until = done;
         let life = n.life;
         if !n.disk.stalled {
             self.at(done - self.now, Event::Disk { node, life, seq });
+        }
+        if slow {
+            self.coverage.count("fault", "write to a slow disk");
         }
     }
 
@@ -288,6 +341,10 @@ impl World {
 
     fn fetch(&mut self, node: usize, peer: NodeId, session: u64, from: LogIndex, to: LogIndex) {
         self.coverage.count("event", "entries read back for a lagging peer");
+        let rotten = matches!(self.nodes[node].disk.rot, Some(Rot::Entry(at)) if (from.prev()..=to).contains(&at));
+        if self.reads_rot(node, rotten) {
+            return;
+        }
         let log = &self.nodes[node].disk.log;
         let mut bytes = 0;
         let entries: Vec<Arc<Entry>> = log
@@ -314,6 +371,10 @@ impl World {
     /// A thread reads the records some time before its answer comes in: at once or in the end.
     fn look_up(&mut self, node: usize, subjects: &[(Subject, Option<Arc<Ballot>>)]) {
         self.coverage.count("event", "answers on record looked up");
+        let rotten = self.nodes[node].disk.rot == Some(Rot::Answers);
+        if self.reads_rot(node, rotten) {
+            return;
+        }
         // A table's proofs cost pairings; those of the simulator's tables were checked row by row.
         let table = |ballot: &Option<Arc<Ballot>>| {
             ballot.as_ref().is_some_and(|b| MemberTable::decode_granted(&b.payload).is_ok())
@@ -376,6 +437,9 @@ impl World {
         let verdict = self.invariants.certificates.certified(node, certificate.head, root, &n.memory, ledger);
         self.demand(verdict);
         self.coverage.count("event", "certificate taken over");
+        if self.config.real_crypto {
+            self.certificates.insert(certificate.head.size, certificate.clone());
+        }
     }
 
     /// Clients are shown a certificate.
@@ -399,7 +463,7 @@ impl World {
         let granted = match ballot.payload.first_chunk() {
             _ if ballot.kind == Kind::Epoch => true,
             Some(b"\"?") => return,
-            Some(start) => start != b"{\"",
+            Some(start) => start != b"{\"" || ballot.payload.starts_with(SETS),
             None => false,
         };
         let (delay, life) = (self.rng.within(self.config.apply_us), self.nodes[node].life);
@@ -411,7 +475,7 @@ impl World {
         let (done, told) = oneshot::channel();
         let about = self.nodes[node].asks.get(&id).map(|b| subject(b));
         self.nodes[node].votes.push(((about, granted), told));
-        self.note(node, format!("the application answers {granted} to {id:?}"));
+        self.note(node, || format!("the application answers {granted} to {id:?}"));
         self.event(node, executor::Event::Vote { id, granted, done });
     }
 

@@ -1,56 +1,75 @@
 //! What happened: a hash over all of it, and the last few hundred lines for people.
 
+use crate::hash::Fast;
+use crate::members::index_of;
 use concordat::core::{AppendResult, Effect, Input, Message};
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 const TAIL: usize = 250;
 
 #[derive(Clone, Debug)]
-pub(crate) enum What {
+enum What {
+    Received(usize, Message),
     Input(Input),
     Effect(Effect),
     Note(String),
 }
 
 pub(crate) struct Trace {
-    hasher: DefaultHasher,
+    hasher: Fast,
     tail: VecDeque<(u64, usize, What)>,
+    /// Whether the last lines are kept for people: sweeps keep none, and run a seed that fails once more.
+    told: bool,
     pub(crate) events: u64,
 }
 
 impl Trace {
-    pub(crate) fn new() -> Self {
-        Self { hasher: DefaultHasher::new(), tail: VecDeque::new(), events: 0 }
+    pub(crate) fn new(told: bool) -> Self {
+        Self { hasher: Fast::default(), tail: VecDeque::new(), told, events: 0 }
     }
 
     pub(crate) fn hash(&self) -> u64 {
         self.hasher.finish()
     }
 
-    pub(crate) fn add(&mut self, at_us: u64, node: usize, what: What) {
+    fn add(&mut self, at_us: u64, node: usize, what: impl FnOnce() -> What) {
         (at_us, node).hash(&mut self.hasher);
-        match &what {
-            What::Input(Input::Receive { from, message }) => (from, message_name(message)).hash(&mut self.hasher),
-            What::Input(input) => input_name(input).hash(&mut self.hasher),
-            What::Effect(effect) => effect.hash(&mut self.hasher),
-            What::Note(note) => note.hash(&mut self.hasher),
+        if !self.told {
+            return;
         }
         if self.tail.len() == TAIL {
             self.tail.pop_front();
         }
-        self.tail.push_back((at_us, node, what));
+        self.tail.push_back((at_us, node, what()));
+    }
+
+    pub(crate) fn received(&mut self, at_us: u64, node: usize, from: usize, message: &Message) {
+        (from, std::mem::discriminant(message)).hash(&mut self.hasher);
+        self.add(at_us, node, || What::Received(from, message.clone()));
+    }
+
+    pub(crate) fn input(&mut self, at_us: u64, node: usize, input: &Input) {
+        std::mem::discriminant(input).hash(&mut self.hasher);
+        self.add(at_us, node, || What::Input(input.clone()));
+    }
+
+    pub(crate) fn effect(&mut self, at_us: u64, node: usize, effect: &Effect) {
+        effect.hash(&mut self.hasher);
+        self.add(at_us, node, || What::Effect(effect.clone()));
+    }
+
+    pub(crate) fn note(&mut self, at_us: u64, node: usize, note: impl FnOnce() -> String) {
+        self.add(at_us, node, || What::Note(note()));
     }
 
     pub(crate) fn tail(&self) -> String {
         let line = |(at, node, what): &(u64, usize, What)| {
             let text = match what {
-                What::Input(Input::Receive { from, message }) => {
-                    format!("<- n{} {}", from.0[0] - 1, message_text(message))
-                }
+                What::Received(from, message) => format!("<- n{from} {}", message_text(message)),
                 What::Input(input) => format!("<- {}", cut(input_name(input), &format!("{input:?}"))),
                 What::Effect(Effect::Send { to, message }) => {
-                    format!("-> n{} {}", to.0[0] - 1, message_text(message))
+                    format!("-> n{} {}", index_of(to), message_text(message))
                 }
                 What::Effect(effect) => format!("!  {}", effect_text(effect)),
                 What::Note(note) => format!("** {note}"),

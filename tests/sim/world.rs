@@ -5,37 +5,39 @@ use crate::coverage::Coverage;
 use crate::crypto::Pool;
 use crate::devices::SimDevices;
 use crate::disk::Disk;
+use crate::history::History;
 use crate::invariants::{Invariants, Verdict, positions::Standing, tables};
 use crate::machine::Machine;
-use crate::members::{genesis, id_of, index_of, public};
+use crate::members::{genesis, id_of, index_of};
 use crate::membership::{Acquaintance, Changed, Transferred};
 use crate::net::{Links, Network};
+use crate::queue::Queue;
 use crate::reads::Read;
 use crate::rng::Rng;
 use crate::shell::Waiting;
-use crate::trace::{Trace, What, message_name};
+use crate::trace::{Trace, message_name};
 use crate::{chain::Chain, invariants::Violation};
 use concordat::api::VoteError;
-use concordat::certificate::{Entry, Genesis, Policy, PublicKey, QuorumRule, TableInForce};
+use concordat::certificate::{Entry, Genesis, HeadCertificate, Policy, QuorumRule, TableInForce};
 use concordat::config::{OperationKind, Rules};
 use concordat::core::{
     Admission, Alarm, Ballot, ChangeRefusal, Core, Effect, Halt, Message, Now, Options, Role, Transfer,
 };
 use concordat::ids::{Digest, Epoch, LogIndex, ProposalId};
-use concordat::node::executor::{self, Executor, Mail, Query, Settings, Subject};
-use concordat::registry::State;
+use concordat::node::Ended;
+use concordat::node::executor::{self, Executor, Mail, Query, Subject};
 use concordat::wire::Frame;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const EPOCH_MS: u64 = 1_700_000_000_000;
 
 /// Undecided proposals of one node's clients.
-const MAX_PENDING: usize = 1_024;
+pub(crate) const MAX_PENDING: usize = 1_024;
 
-/// The simulator's members grant whatever is no operation on the registry.
-fn rules() -> Rules {
-    Rules { allow_operations: Some(vec![OperationKind::Opaque]), ..Rules::default() }
+/// The simulator's members grant what sets a config key or is no operation on the registry.
+pub(crate) fn rules() -> Rules {
+    Rules { allow_operations: Some(vec![OperationKind::Opaque, OperationKind::SetConfig]), ..Rules::default() }
 }
 
 #[derive(Clone, Debug)]
@@ -61,8 +63,12 @@ pub(crate) struct Config {
     pub(crate) real_crypto: bool,
     /// Keep all effects for the test to read.
     pub(crate) record: bool,
+    /// Keep the last inputs and effects for people.
+    pub(crate) told: bool,
     /// Wall clock against true time, per node.
     pub(crate) skew_ms: Vec<i64>,
+    /// By how many per mille each monotonic clock is fast.
+    pub(crate) drift: Vec<i64>,
 }
 
 impl Config {
@@ -83,23 +89,94 @@ impl Config {
             forward: true,
             real_crypto: false,
             record: false,
+            told: true,
             skew_ms: vec![0; nodes],
+            drift: Vec::new(),
         }
     }
 }
 
 pub(crate) enum Event {
-    Deliver { from: usize, to: usize, frame: Box<Frame> },
-    Tick { node: usize, life: u64 },
-    Turn { node: usize, life: u64 },
-    Disk { node: usize, life: u64, seq: u64 },
-    Mail { node: usize, life: u64, mail: Mail },
-    Look { node: usize, life: u64, subjects: Vec<(Subject, bool)> },
-    Answer { node: usize, life: u64, id: ProposalId, granted: bool },
-    Apply { node: usize, life: u64, entries: Vec<Arc<Entry>> },
-    Client { call: usize, attempt: u64 },
-    Keys { node: usize, life: u64 },
-    Serve { read: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        frame: Box<Frame>,
+    },
+    Tick {
+        node: usize,
+        life: u64,
+    },
+    Turn {
+        node: usize,
+        life: u64,
+    },
+    Disk {
+        node: usize,
+        life: u64,
+        seq: u64,
+    },
+    Mail {
+        node: usize,
+        life: u64,
+        mail: Mail,
+    },
+    Look {
+        node: usize,
+        life: u64,
+        subjects: Vec<(Subject, bool)>,
+    },
+    Answer {
+        node: usize,
+        life: u64,
+        id: ProposalId,
+        granted: bool,
+    },
+    Apply {
+        node: usize,
+        life: u64,
+        entries: Vec<Arc<Entry>>,
+    },
+    Client {
+        call: usize,
+        attempt: u64,
+    },
+    Keys {
+        node: usize,
+        life: u64,
+    },
+    Serve {
+        read: usize,
+    },
+    Ask {
+        node: usize,
+        life: u64,
+        event: Box<executor::Event>,
+    },
+    /// A link goes down or up again by itself.
+    Flap {
+        from: usize,
+        to: usize,
+        left: u32,
+    },
+}
+
+impl Event {
+    /// Whose, if it is a node's: it waits while that node does not run.
+    fn node(&self) -> Option<usize> {
+        match self {
+            Self::Deliver { to, .. } => Some(*to),
+            Self::Tick { node, .. }
+            | Self::Turn { node, .. }
+            | Self::Disk { node, .. }
+            | Self::Mail { node, .. }
+            | Self::Look { node, .. }
+            | Self::Answer { node, .. }
+            | Self::Apply { node, .. }
+            | Self::Keys { node, .. }
+            | Self::Ask { node, .. } => Some(*node),
+            Self::Client { .. } | Self::Serve { .. } | Self::Flap { .. } => None,
+        }
+    }
 }
 
 pub(crate) struct Node {
@@ -112,7 +189,7 @@ pub(crate) struct Node {
     /// The core's log, as its writes tell it.
     pub(crate) memory: Chain,
     pub(crate) pool: Pool,
-    tick_at: Option<u64>,
+    pub(crate) tick_at: Option<u64>,
     pub(crate) draining: bool,
     /// Questions asked of this node and not withdrawn.
     pub(crate) asks: BTreeMap<ProposalId, Arc<Ballot>>,
@@ -128,7 +205,15 @@ pub(crate) struct Node {
     pub(crate) votes: Waiting<(Option<Subject>, bool), Result<(), VoteError>>,
     pub(crate) alarms: Vec<Alarm>,
     pub(crate) halted: Option<Halt>,
+    /// Why its process ended by itself last.
+    pub(crate) ended: Option<Ended>,
+    /// Effects until power is lost.
+    pub(crate) dies_after: Option<u32>,
+    /// Until when it does not run, microseconds.
+    pub(crate) paused_until: u64,
     pub(crate) skew_ms: i64,
+    /// By how many per mille its monotonic clock is fast.
+    pub(crate) drift: i64,
     /// The logs of disks that this node lost, by store.
     pub(crate) lost: BTreeMap<usize, Chain>,
     /// When it lost the last one, microseconds.
@@ -136,7 +221,7 @@ pub(crate) struct Node {
     /// In which store the key of each generation was made.
     pub(crate) made: Vec<usize>,
     pub(crate) acquaintance: Acquaintance,
-    was: (Role, LogIndex, LogIndex),
+    pub(crate) was: (Role, LogIndex, LogIndex),
 }
 
 /// Which messages a test keeps from arriving.
@@ -150,8 +235,7 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     /// Microseconds.
     pub(crate) now: u64,
-    sequence: u64,
-    queue: BTreeMap<(u64, u64), Event>,
+    queue: Queue<Event>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) links: Links,
     pub(crate) filter: Option<Filter>,
@@ -159,9 +243,16 @@ pub(crate) struct World {
     pub(crate) invariants: Invariants,
     pub(crate) coverage: Coverage,
     pub(crate) calls: Vec<Call>,
+    /// Calls without an outcome.
+    pub(crate) open: BTreeSet<usize>,
     pub(crate) reads: Vec<Read>,
     pub(crate) changes: Vec<Changed>,
     pub(crate) transfers: Vec<Transferred>,
+    /// Certificates that were taken over anywhere, by size; with real signatures only.
+    pub(crate) certificates: BTreeMap<u64, Arc<HeadCertificate>>,
+    pub(crate) history: History,
+    /// Of the read that is being begun.
+    pub(crate) reading_config: Option<(usize, u64)>,
     pub(crate) recorded: Vec<(u64, usize, Effect)>,
     /// What a core said last of a submission.
     pub(crate) admitted: Option<Admission>,
@@ -173,18 +264,21 @@ impl World {
         let mut world = Self {
             rng: Rng::new(config.seed),
             now: 0,
-            sequence: 0,
-            queue: BTreeMap::new(),
+            queue: Queue::default(),
             nodes: Vec::new(),
             links: Links::default(),
             filter: None,
-            trace: Trace::new(),
+            trace: Trace::new(config.told),
             invariants: Invariants::default(),
             coverage: Coverage::default(),
             calls: Vec::new(),
+            open: BTreeSet::new(),
             reads: Vec::new(),
             changes: Vec::new(),
             transfers: Vec::new(),
+            certificates: BTreeMap::new(),
+            history: History::default(),
+            reading_config: None,
             recorded: Vec::new(),
             admitted: None,
             genesis_id: genesis.id(),
@@ -212,7 +306,11 @@ impl World {
                 votes: Vec::new(),
                 alarms: Vec::new(),
                 halted: None,
+                ended: None,
+                dies_after: None,
+                paused_until: 0,
                 skew_ms: world.config.skew_ms.get(node).copied().unwrap_or_default(),
+                drift: world.config.drift.get(node).copied().unwrap_or_default(),
                 lost: BTreeMap::new(),
                 lost_at: 0,
                 made: vec![0],
@@ -241,8 +339,9 @@ impl World {
 
     pub(crate) fn clock(&self, node: usize) -> Now {
         let ms = self.now / 1000;
-        // Monotonic clocks of different machines have nothing in common.
-        let mono = ms + 1_000 * (node as u64 + 1);
+        // Monotonic clocks of different machines have nothing in common, and each has a rate of its own.
+        let rate = 1_000_u64.saturating_add_signed(self.nodes[node].drift);
+        let mono = ms * rate / 1_000 + 1_000 * (node as u64 + 1);
         Now { mono, wall: (EPOCH_MS + ms).saturating_add_signed(self.nodes[node].skew_ms) }
     }
 
@@ -251,12 +350,11 @@ impl World {
     }
 
     pub(crate) fn at(&mut self, delay_us: u64, event: Event) {
-        self.sequence += 1;
-        self.queue.insert((self.now + delay_us, self.sequence), event);
+        self.queue.push(self.now + delay_us, event);
     }
 
-    pub(crate) fn note(&mut self, node: usize, text: String) {
-        self.trace.add(self.now, node, What::Note(text));
+    pub(crate) fn note(&mut self, node: usize, text: impl FnOnce() -> String) {
+        self.trace.note(self.now, node, text);
     }
 
     /// Fails the run with everything needed to look into it and to run it again.
@@ -270,7 +368,7 @@ impl World {
 
     /// Runs until nothing is left to do before `until` (microseconds).
     pub(crate) fn run_until(&mut self, until: u64) {
-        while self.queue.first_key_value().is_some_and(|e| e.0.0 <= until) {
+        while self.queue.next_at().is_some_and(|at| at <= until) {
             self.step();
         }
         self.now = self.now.max(until);
@@ -287,7 +385,7 @@ impl World {
             if done(self) {
                 return true;
             }
-            if self.queue.first_key_value().is_none_or(|e| e.0.0 > until) {
+            if self.queue.next_at().is_none_or(|at| at > until) {
                 self.now = until;
                 return done(self);
             }
@@ -295,10 +393,29 @@ impl World {
         }
     }
 
+    /// As [`World::run_while_not`], looking at `done` now and then only: for questions about all nodes.
+    pub(crate) fn run_until_seen(&mut self, ms: u64, done: impl Fn(&Self) -> bool) -> bool {
+        let until = self.now + ms * 1000;
+        while !done(self) {
+            if self.now >= until {
+                return false;
+            }
+            self.run_until((self.now + 5_000).min(until));
+        }
+        true
+    }
+
     fn step(&mut self) {
-        let ((at, _), event) = self.queue.pop_first().expect("the caller looked");
+        let (at, event) = self.queue.pop().expect("the caller looked");
         self.now = at;
         self.trace.events += 1;
+        if let Some(node) = event.node()
+            && self.is_paused(node)
+        {
+            self.coverage.count("fault", "event met a paused node");
+            self.queue.push(self.nodes[node].paused_until, event);
+            return;
+        }
         match event {
             Event::Deliver { from, to, frame } => {
                 if !self.is_up(to) {
@@ -317,8 +434,13 @@ impl World {
             Event::Disk { node, life, seq } if self.lives(node, life) => {
                 // One fsync may cover writes that were issued after it began.
                 let seq = if self.rng.chance(200) { u64::MAX } else { seq };
-                if let Some(seq) = self.nodes[node].disk.complete(seq) {
-                    self.mail(node, Mail { persisted: seq, ..Mail::default() });
+                match self.nodes[node].disk.complete(seq) {
+                    Ok(Some(seq)) => self.mail(node, Mail { persisted: seq, ..Mail::default() }),
+                    Ok(None) => {}
+                    Err(why) => {
+                        self.coverage.count("fault", why);
+                        self.mail(node, Mail { failure: Some(why.into()), ..Mail::default() });
+                    }
                 }
             }
             Event::Mail { node, life, mail } if self.lives(node, life) => self.mail(node, mail),
@@ -333,6 +455,8 @@ impl World {
                 self.event(node, executor::Event::Query(Query::Keys));
             }
             Event::Serve { read } => self.serve(read),
+            Event::Ask { node, life, event } if self.lives(node, life) => self.event(node, *event),
+            Event::Flap { from, to, left } => self.flap(from, to, left),
             _ => {}
         }
     }
@@ -364,8 +488,9 @@ impl World {
             return;
         }
         let wait_ms = due.saturating_sub(self.clock(node).mono);
-        // The next whole millisecond of the clock, so that a deadline is never looked at too early.
-        let at = (self.now / 1000 + wait_ms) * 1000;
+        let rate = 1_000_u64.saturating_add_signed(self.nodes[node].drift);
+        // The next whole millisecond of the clock, so that a deadline is hardly ever looked at too early.
+        let at = (self.now / 1000 + (wait_ms * 1_000).div_ceil(rate)) * 1000;
         let at = if at <= self.now { self.now + 1 } else { at };
         if self.nodes[node].tick_at.is_none_or(|t| t > at) {
             self.nodes[node].tick_at = Some(at);
@@ -431,7 +556,7 @@ impl World {
         self.demand(verdict);
     }
 
-    fn standing(&self, node: usize) -> Standing {
+    pub(crate) fn standing(&self, node: usize) -> Standing {
         let (n, core) = (&self.nodes[node], self.core(node));
         Standing {
             term: core.term(),
@@ -444,119 +569,6 @@ impl World {
             holds: n.disk.log.at(core.durable()) == n.memory.at(core.durable()),
             on_disk: n.disk.log.last(),
             disk_term: n.disk.hard.term,
-        }
-    }
-
-    // ---- faults ----
-
-    pub(crate) fn crash(&mut self, node: usize) {
-        let (lost, kept) = self.nodes[node].disk.crash(&mut self.rng);
-        self.coverage.count("fault", "crash");
-        if lost > 0 {
-            self.coverage.count("fault", "crash that lost writes");
-        }
-        if kept > 0 {
-            self.coverage.count("fault", "crash after untold writes");
-        }
-        self.note(node, format!("crash: {lost} writes lost, {kept} kept untold"));
-        let n = &mut self.nodes[node];
-        n.executor = None;
-        n.reads.clear();
-        n.transfers.clear();
-        n.changes.clear();
-        n.votes.clear();
-        n.life += 1;
-        n.draining = false;
-        n.tick_at = None;
-    }
-
-    /// Starts a node from its disk.
-    pub(crate) fn start(&mut self, node: usize) {
-        let certified = self.nodes[node].disk.certified();
-        let base = if self.rng.chance(500) { certified } else { LogIndex::ZERO };
-        let keys = self.public_keys(node);
-        let restored = self.nodes[node].disk.restore(base, keys.clone());
-        let seed = self.rng.next();
-        let options = Options { seed, ..self.config.options.clone() };
-        let core = Core::new(id_of(node), &self.genesis, restored, options, self.clock(node));
-        let now = self.clock(node);
-        let settings = Settings { rules: rules(), max_pending: MAX_PENDING, forward: self.config.forward };
-        let n = &mut self.nodes[node];
-        n.life += 1;
-        n.memory = n.disk.log.clone();
-        n.machine = Machine::default();
-        let mut state = State::default();
-        for link in n.disk.log.links().iter().take_while(|l| l.entry.index() <= certified) {
-            n.machine.apply(&link.entry);
-            state.apply(&link.entry);
-        }
-        let devices = SimDevices::new(now, state, keys);
-        n.executor = Some(Executor::new(id_of(node), core, devices, settings, certified));
-        n.shown = certified;
-        n.asks.clear();
-        n.acquaintance = Acquaintance::default();
-        n.delivered = certified;
-        n.was = (Role::Follower, LogIndex::ZERO, LogIndex::ZERO);
-        self.note(node, format!("start with {} entries, certified {certified}", self.nodes[node].memory.last()));
-        self.invariants.delivery.restarted(node, certified);
-        let standing = self.standing(node);
-        let verdict = self.invariants.positions.restarted(node, standing);
-        self.demand(verdict);
-        self.turn(node);
-    }
-
-    /// Of the keys in a node's store.
-    pub(crate) fn public_keys(&self, node: usize) -> Vec<PublicKey> {
-        self.nodes[node].disk.keys.iter().map(|g| public(node, *g)).collect()
-    }
-
-    /// Cuts every link between the two sides.
-    pub(crate) fn partition(&mut self, one: &[usize], other: &[usize]) {
-        for &a in one {
-            for &b in other {
-                self.links.down.extend([(a, b), (b, a)]);
-            }
-        }
-        self.note(one[0], format!("partition {one:?} | {other:?}"));
-    }
-
-    /// Cuts one node off.
-    pub(crate) fn isolate(&mut self, node: usize) {
-        let others: Vec<usize> = (0..self.size()).filter(|n| *n != node).collect();
-        self.partition(&[node], &others);
-    }
-
-    /// Cuts one direction.
-    pub(crate) fn mute(&mut self, from: usize, to: usize) {
-        self.links.down.insert((from, to));
-        self.note(from, format!("mute {from} -> {to}"));
-    }
-
-    pub(crate) fn heal(&mut self) {
-        self.links.down.clear();
-        self.note(0, "heal".into());
-    }
-
-    /// Drops every message for which this holds, until replaced.
-    pub(crate) fn drop_if(&mut self, filter: impl Fn(usize, usize, &Message) -> bool + 'static) {
-        self.filter = Some(Box::new(filter));
-    }
-
-    /// While stalled, no write completes.
-    pub(crate) fn stall(&mut self, node: usize) {
-        self.nodes[node].disk.stalled = true;
-        self.note(node, "the disk stalls".into());
-    }
-
-    pub(crate) fn unstall(&mut self, node: usize) {
-        if !self.nodes[node].disk.stalled {
-            return;
-        }
-        self.note(node, "the disk goes on".into());
-        let n = &mut self.nodes[node];
-        n.disk.stalled = false;
-        if let (Some(&(seq, _)), life) = (n.disk.pending.back(), n.life) {
-            self.at(1, Event::Disk { node, life, seq });
         }
     }
 

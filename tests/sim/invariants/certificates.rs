@@ -3,13 +3,13 @@
 
 use super::{Verdict, demand};
 use crate::chain::Chain;
+use crate::hash::FastMap;
 use concordat::certificate::Head;
 use concordat::ids::{Digest, LogIndex, Term};
-use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub(crate) struct Certificates {
-    roots: BTreeMap<(Term, u64), Digest>,
+    roots: FastMap<(Term, u64), Digest>,
     pub(crate) seen: u64,
 }
 

@@ -2,14 +2,14 @@
 //! before them and knows every request in it, so within one log a request cannot be repeated.)
 
 use super::{Verdict, demand};
+use crate::hash::FastMap;
 use concordat::certificate::Entry;
 use concordat::ids::{Digest, LogIndex};
-use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub(crate) struct ExactlyOnce {
     upto: LogIndex,
-    first: BTreeMap<Digest, LogIndex>,
+    first: FastMap<Digest, LogIndex>,
 }
 
 impl ExactlyOnce {

@@ -2,14 +2,14 @@
 //! round.
 
 use super::{Verdict, demand};
+use crate::hash::FastMap;
 use concordat::ids::{Digest, LogIndex, Term};
-use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub(crate) struct LogMatching {
-    histories: BTreeMap<(LogIndex, Term), u64>,
-    roots: BTreeMap<u64, Digest>,
-    logs: BTreeMap<Digest, u64>,
+    histories: FastMap<(LogIndex, Term), u64>,
+    roots: FastMap<u64, Digest>,
+    logs: FastMap<Digest, u64>,
 }
 
 impl LogMatching {

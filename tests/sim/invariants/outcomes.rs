@@ -2,13 +2,13 @@
 
 use super::{Verdict, demand};
 use crate::chain::Chain;
+use crate::hash::FastMap;
 use crate::machine::Outcome;
 use concordat::ids::Digest;
-use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub(crate) struct Outcomes {
-    told: BTreeMap<Digest, Outcome>,
+    told: FastMap<Digest, Outcome>,
     newest: Option<Digest>,
 }
 

@@ -3,26 +3,39 @@
 
 use super::{Verdict, demand};
 use crate::chain::{Chain, Step};
-use concordat::certificate::{Entry, Half, HeadCertificate, Kind, TableInForce};
-use concordat::ids::{Digest, LogIndex};
+use crate::hash::FastMap;
+use concordat::certificate::{Entry, Half, HeadCertificate, Kind, MemberTable, QuorumRule, TableInForce};
+use concordat::ids::{Digest, Epoch, LogIndex};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// The tables in force behind entry `index` of a log: one, or two while a change is in flight.
 pub(crate) fn in_force(genesis: &Arc<TableInForce>, log: &Chain, index: LogIndex) -> Vec<Arc<TableInForce>> {
-    let mut tables = vec![genesis.clone()];
-    for (_, step) in log.steps().iter().take_while(|s| s.0 <= index) {
-        match step {
-            Step::Opens(table, hash) => {
-                let epoch = tables.last().expect("one at least").epoch.next();
-                let table = TableInForce { epoch, epoch_hash: *hash, table: (**table).clone(), rule: genesis.rule };
-                tables.push(Arc::new(table));
-            }
-            Step::Closes => {
-                tables.remove(0);
-            }
-        }
+    let steps = log.steps().iter().take_while(|s| s.0 <= index);
+    let closed = steps.clone().filter(|s| matches!(s.1, Step::Closes)).count();
+    // Each change that is closed takes the oldest table out of force.
+    let opened = steps.filter_map(|(_, step)| match step {
+        Step::Opens(table, hash) => Some((table, hash)),
+        Step::Closes => None,
+    });
+    let mut tables: Vec<Arc<TableInForce>> = (closed == 0).then(|| genesis.clone()).into_iter().collect();
+    for (n, (table, hash)) in opened.enumerate().skip(closed.saturating_sub(1)) {
+        tables.push(opened_by(table, *hash, Epoch(genesis.epoch.0 + n as u64 + 1), genesis.rule));
     }
     tables
+}
+
+/// Asked for at every commit of every node.
+fn opened_by(table: &Arc<MemberTable>, hash: Digest, epoch: Epoch, rule: QuorumRule) -> Arc<TableInForce> {
+    type Known = FastMap<(Digest, Epoch, u8), Arc<TableInForce>>;
+    thread_local!(static KNOWN: RefCell<Known> = RefCell::default());
+    let make = || Arc::new(TableInForce { epoch, epoch_hash: hash, table: (**table).clone(), rule });
+    KNOWN.with_borrow_mut(|known| {
+        if known.len() > 1_000 {
+            known.clear();
+        }
+        known.entry((hash, epoch, rule as u8)).or_insert_with(make).clone()
+    })
 }
 
 /// Whether a certificate's halves are one for each table, with a quorum's signatures each.
@@ -60,8 +73,7 @@ pub(crate) fn committed(entry: &Entry, genesis_id: &Digest, before: &[Arc<TableI
 #[test]
 fn halves_missing_swapped_or_short_of_a_quorum_are_caught() {
     use crate::members::{Row, table};
-    use concordat::certificate::{Bitmap, QuorumRule, Signature};
-    use concordat::ids::Epoch;
+    use concordat::certificate::{Bitmap, Signature};
     let of = |epoch, rows: &[Row]| {
         let (epoch, epoch_hash) = (Epoch(epoch), Digest([u8::try_from(epoch).unwrap(); 32]));
         Arc::new(TableInForce { epoch, epoch_hash, table: table(rows), rule: QuorumRule::Majority })
@@ -90,8 +102,6 @@ fn halves_missing_swapped_or_short_of_a_quorum_are_caught() {
 fn entries_out_of_the_order_of_changes_are_caught() {
     use super::planted::noop;
     use crate::members::{Row, table};
-    use concordat::certificate::QuorumRule;
-    use concordat::ids::Epoch;
     let table = table(&[Row::voter(0)]);
     let of = |epoch| {
         let table = table.clone();

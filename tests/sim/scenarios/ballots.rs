@@ -3,6 +3,7 @@ use concordat::api::VoteError;
 use concordat::certificate::{AbortReason, Kind, Policy, Tally};
 use concordat::core::{Admission, Message};
 use concordat::ids::ProposalId;
+use concordat::limits::MAX_TTL_MS;
 
 fn manual(nodes: usize, seed: u64) -> World {
     World::new(Config { policies: vec![Policy::Manual; nodes], record: true, ..Config::new(nodes, seed) })
@@ -205,7 +206,11 @@ fn endless_times_to_live_are_bounded() {
     endless.id.seq += 1;
     world.inject(leader, member, Message::Ballot { term, ballot: std::sync::Arc::new(endless) });
     assert_eq!(world.nodes[member].asks.len(), 2);
-    world.turn(member);
+    world.run(50);
+    let latest = world.clock(member).mono + MAX_TTL_MS;
+    let open = &world.nodes[member].executor.as_mut().expect("up").devices().ballots;
+    assert_eq!(open.len(), 2);
+    assert!(open.values().all(|(_, until)| *until <= latest), "the application is not asked for longer than that");
 }
 
 #[test]

@@ -4,11 +4,14 @@ mod admission;
 mod ballots;
 mod certificates;
 mod clocks;
+mod closing;
 mod durability;
 mod elections;
+mod faults;
 mod forwarding;
 mod membership;
 mod reads;
+mod regressions;
 mod replication;
 mod transfer;
 
