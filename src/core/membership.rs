@@ -286,13 +286,6 @@ impl Core {
         (1..=2).contains(&keys.len()) && keys.iter().all(|key| self.keys.contains(key))
     }
 
-    /// Whether this node stands in the newest table that it knows to be in force.
-    #[must_use]
-    pub fn is_member(&self) -> bool {
-        let newest = self.epochs.newest_proved();
-        newest.table.get(&self.id).is_some() || self.tables.row(&self.id).is_some()
-    }
-
     /// Whether this node was a member and is none any more, for good: nothing rests on it.
     #[must_use]
     pub fn is_retired(&self) -> bool {

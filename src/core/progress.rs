@@ -104,22 +104,20 @@ impl Progress {
         }
     }
 
-    /// The peer holds everything up to `index`. Returns whether that is news.
-    pub(super) fn acknowledged(&mut self, index: LogIndex) -> bool {
+    /// The peer holds everything up to `index`.
+    pub(super) fn acknowledged(&mut self, index: LogIndex) {
         self.moving = true;
         while let Some(&(last, bytes)) = self.inflight.front().filter(|f| f.0 <= index) {
             debug_assert!(last <= index);
             self.inflight_bytes -= bytes;
             self.inflight.pop_front();
         }
-        let news = index > self.matched;
         self.matched = self.matched.max(index);
         if let Flow::Probe { .. } = self.flow {
             self.flow = Flow::Replicate;
             self.next = self.matched.next();
         }
         self.next = self.next.max(self.matched.next());
-        news
     }
 
     /// Starts over from `next`, one message at a time.

@@ -116,12 +116,6 @@ impl Tables {
         self.next.as_ref().and_then(|t| t.table.get(id)).or_else(|| self.current.table.get(id))
     }
 
-    /// Whether a member is a voter of any table in force.
-    #[must_use]
-    pub fn is_voter(&self, id: &NodeId) -> bool {
-        self.all().any(|t| t.table.voter_position(id).is_some())
-    }
-
     /// All members of the tables in force.
     #[must_use]
     pub fn members(&self) -> BTreeSet<NodeId> {

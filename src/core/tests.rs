@@ -8,7 +8,7 @@ use crate::certificate::{
     Body, Entry, Header, Kind, Member, MemberTable, Policy, QuorumRule, Role, SecretKey, TableInForce, payload_hash,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, Term};
-use crate::limits::{LOG_WINDOW_ENTRIES, MAX_INFLIGHT_APPENDS};
+use crate::limits::{LOG_WINDOW_ENTRIES, MAX_INFLIGHT_APPENDS, MAX_INFLIGHT_BYTES};
 use std::sync::Arc;
 
 fn entry(index: u64, term: u64) -> Arc<Entry> {
@@ -146,6 +146,36 @@ fn appends_in_flight_are_bounded_and_freed_by_acknowledgements() {
     assert_eq!(peer.matched, LogIndex(3), "a late acknowledgement takes nothing back");
     peer.probe(LogIndex(1));
     assert_eq!(peer.next, LogIndex(4), "nor does a probe");
+}
+
+#[test]
+fn bytes_in_flight_are_bounded_and_freed_by_acknowledgements() {
+    let mut peer = Progress::new(LogIndex(1), 1, Vec::new());
+    peer.acknowledged(LogIndex(0));
+    let part = MAX_INFLIGHT_BYTES / 4;
+    for i in 1..=4 {
+        assert!(peer.may_send());
+        peer.sent(LogIndex(i), part);
+    }
+    assert!(!peer.may_send(), "exactly as many as allowed");
+    for i in 5..=8 {
+        peer.acknowledged(LogIndex(i - 4));
+        assert!(peer.may_send());
+        peer.sent(LogIndex(i), part);
+        assert!(!peer.may_send(), "one was acknowledged, one was sent");
+    }
+}
+
+#[test]
+fn an_append_of_nothing_new_takes_no_place_and_moves_nothing() {
+    let mut peer = Progress::new(LogIndex(1), 1, Vec::new());
+    peer.acknowledged(LogIndex(0));
+    peer.sent(LogIndex(5), 10);
+    for _ in 0..=MAX_INFLIGHT_APPENDS {
+        peer.sent(LogIndex(4), 0);
+    }
+    assert_eq!(peer.next, LogIndex(6));
+    assert!(peer.may_send());
 }
 
 fn table(epoch: u64, members: &[u8]) -> TableInForce {
