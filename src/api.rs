@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::future::Future;
 
-pub use crate::core::{ChangeRefusal, Role};
+pub use crate::core::{ChangeRefusal, MarkRefusal, Role};
 
 /// How long an answer to `propose` waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,10 +183,11 @@ impl ProposeError {
         matches!(self, Self::NotLeader { .. } | Self::Backpressure | Self::Unavailable | Self::Closed)
     }
 
-    /// Whether the request certainly had no effect.
+    /// Whether the request certainly had no effect. Of a request id that is taken by another payload that is not certain:
+    /// what took it may be lost with a leader, and an earlier attempt with this payload come in after all.
     #[must_use]
     pub fn is_without_effect(&self) -> bool {
-        !matches!(self, Self::Unavailable | Self::Closed | Self::RequestExpired)
+        !matches!(self, Self::Unavailable | Self::Closed | Self::RequestExpired | Self::RequestIdReused)
     }
 }
 
@@ -352,10 +353,17 @@ pub struct Status {
     pub snapshot: ConsensusSnapshot,
     /// Who leads, when known.
     pub leader: Option<NodeId>,
-    /// First and last entry held.
+    /// First and last entry held with its payload; a snapshot stands for those before, and their headers and
+    /// certificates are kept.
     pub first_index: LogIndex,
     /// See `first_index`.
     pub last_index: LogIndex,
+    /// The mark of the newest snapshot that this node made or installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_index: Option<LogIndex>,
+    /// The snapshot that is being fetched, because entries that this node lacks are pruned at the leader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installing: Option<Installing>,
     /// Durable here.
     pub durable_index: LogIndex,
     /// Applied here.
@@ -377,6 +385,45 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// The program's version.
     pub version: String,
+}
+
+/// A snapshot on its way to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installing {
+    /// Its mark.
+    pub index: LogIndex,
+    /// Chunks that are here.
+    pub here: u32,
+    /// Chunks in all.
+    pub chunks: u32,
+}
+
+/// A snapshot mark that was appended, as `POST /v1/snapshots` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marked {
+    /// Its index: every node makes an image of its state there.
+    pub index: LogIndex,
+}
+
+/// Why no snapshot mark was appended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum MarkError {
+    /// This node does not lead.
+    #[error("this node does not lead; ask the leader")]
+    NotLeader {
+        /// Who does, when known.
+        leader: Option<NodeId>,
+    },
+    /// A membership change or a transfer is under way, or the leader has just been elected.
+    #[error("{refusal}")]
+    Refused {
+        /// Why.
+        refusal: MarkRefusal,
+    },
+    /// The node is closing.
+    #[error("the node is shutting down")]
+    Closed,
 }
 
 /// What a node is to its cluster.

@@ -5,7 +5,7 @@
 
 use crate::core::Ballot;
 use crate::ids::NodeId;
-use crate::limits::{MAX_PAYLOAD, MAX_PENDING, MAX_UNCOMMITTED_BYTES};
+use crate::limits::{MAX_PAYLOAD, MAX_PENDING, MAX_UNCOMMITTED_BYTES, SNAPSHOT_BYTES_PER_S};
 use crate::registry::{Action, Key, Operation};
 use serde::Deserialize;
 use serde_json::Value;
@@ -22,6 +22,8 @@ const MAX_FILE: u64 = 1024 * 1024;
 pub struct RawConfig {
     /// `[limits]`
     pub limits: RawLimits,
+    /// `[snapshots]`
+    pub snapshots: RawSnapshots,
     /// `[consensus]`
     pub consensus: RawConsensus,
     /// `[rules]`
@@ -40,6 +42,18 @@ pub struct RawLimits {
     pub pending: Option<i64>,
     /// Most MiB appended but not committed while this node leads.
     pub uncommitted_mib: Option<i64>,
+}
+
+/// `[snapshots]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSnapshots {
+    /// Entries after which the leader marks a snapshot; 0: only when told to.
+    pub every_entries: Option<i64>,
+    /// Newest entries that are kept although a snapshot stands for them.
+    pub retain_entries: Option<i64>,
+    /// Most MiB in a second that this node asks for of a snapshot.
+    pub fetch_mib_per_s: Option<i64>,
 }
 
 /// `[consensus]`
@@ -91,6 +105,8 @@ pub struct RawLog {
 pub struct Config {
     /// Bounds of this node.
     pub limits: Limits,
+    /// Snapshots and what they let go of.
+    pub snapshots: Snapshots,
     /// Timing of the consensus core.
     pub consensus: Consensus,
     /// How a member of policy `rules` decides.
@@ -113,6 +129,23 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { pending: MAX_PENDING, uncommitted_bytes: MAX_UNCOMMITTED_BYTES }
+    }
+}
+
+/// Snapshots and what they let go of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshots {
+    /// Entries after which the leader marks a snapshot; `None`: only when told to.
+    pub every: Option<u64>,
+    /// Newest entries that stay in the log although a snapshot stands for them.
+    pub retain: u64,
+    /// Most bytes in a second that this node asks for of a snapshot.
+    pub fetch_bytes_per_s: u64,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { every: Some(100_000), retain: 10_000, fetch_bytes_per_s: SNAPSHOT_BYTES_PER_S }
     }
 }
 
@@ -343,6 +376,7 @@ impl Config {
     pub fn check(raw: &RawConfig) -> Result<Self, ConfigError> {
         Ok(Self {
             limits: check_limits(&raw.limits)?,
+            snapshots: check_snapshots(&raw.snapshots)?,
             consensus: check_consensus(&raw.consensus)?,
             rules: check_rules(&raw.rules)?,
             http: Http { forward: raw.http.forward.unwrap_or(Http::default().forward) },
@@ -358,6 +392,27 @@ fn check_limits(raw: &RawLimits) -> Result<Limits, ConfigError> {
     Ok(Limits {
         pending: pending.unwrap_or(default.pending),
         uncommitted_bytes: mib.map_or(default.uncommitted_bytes, |mib| mib * MIB),
+    })
+}
+
+fn check_snapshots(raw: &RawSnapshots) -> Result<Snapshots, ConfigError> {
+    const MOST: usize = 1_000_000_000;
+    let default = Snapshots::default();
+    let every = match raw.every_entries {
+        Some(0) => None,
+        every => within("snapshots.every_entries", every, MOST)?
+            .map(|n| n as u64)
+            .or(default.every.filter(|_| every.is_none())),
+    };
+    let retain = match raw.retain_entries {
+        Some(0) => Some(0),
+        retain => within("snapshots.retain_entries", retain, MOST)?,
+    };
+    let fetch = within("snapshots.fetch_mib_per_s", raw.fetch_mib_per_s, 10_000)?;
+    Ok(Snapshots {
+        every,
+        retain: retain.map_or(default.retain, |n| n as u64),
+        fetch_bytes_per_s: fetch.map_or(default.fetch_bytes_per_s, |mib| (mib * MIB) as u64),
     })
 }
 
@@ -490,6 +545,7 @@ mod tests {
         let did = NodeId([7; 32]);
         let config = parse(&format!(
             "[limits]\npending = 64\nuncommitted_mib = 8\n\
+             [snapshots]\nevery_entries = 0\nretain_entries = 5\nfetch_mib_per_s = 1\n\
              [consensus]\nelection_timeout_ms = [300, 450]\nheartbeat_ms = 150\nmax_clock_difference_ms = 1000\n\
              [rules]\nallow_origins = [\"{did}\"]\nallow_operations = [\"register\", \"opaque\"]\n\
              allow_key_prefixes = [\"routing/\"]\nmax_payload_bytes = 100\n\
@@ -497,6 +553,7 @@ mod tests {
         ))
         .unwrap();
         assert_eq!(config.limits, Limits { pending: 64, uncommitted_bytes: 8 * MIB });
+        assert_eq!(config.snapshots, Snapshots { every: None, retain: 5, fetch_bytes_per_s: MIB as u64 });
         assert_eq!(config.consensus.election_timeout_min, Duration::from_millis(300));
         assert_eq!(config.consensus.election_timeout_max, Duration::from_millis(450));
         assert_eq!(config.consensus.heartbeat, Duration::from_millis(150));
@@ -513,6 +570,8 @@ mod tests {
     fn a_wrong_value_is_refused_by_the_name_of_its_key() {
         for (text, key) in [
             ("[limits]\npending = 0", "limits.pending"),
+            ("[snapshots]\nevery_entries = -1", "snapshots.every_entries"),
+            ("[snapshots]\nretain_entries = 2000000000", "snapshots.retain_entries"),
             ("[limits]\npending = 4097", "limits.pending"),
             ("[limits]\nuncommitted_mib = -1", "limits.uncommitted_mib"),
             ("[consensus]\nelection_timeout_ms = [99, 500]", "consensus.election_timeout_ms"),

@@ -102,6 +102,10 @@ pub const MAX_CAPABILITY_TAG: usize = 128;
 pub const SNAPSHOT_CHUNK: usize = 64 * 1024;
 /// Most chunks of a snapshot (64 GiB in all).
 pub const MAX_SNAPSHOT_CHUNKS: u32 = 1 << 20;
+/// Chunks of a snapshot that a node asks for at a time.
+pub const MAX_CHUNKS_ASKED: usize = 8;
+/// Bytes of a snapshot that a node asks for in a second, unless it is told otherwise.
+pub const SNAPSHOT_BYTES_PER_S: u64 = 64 * 1024 * 1024;
 /// Hashes in a tile, as in C2SP `tlog-tiles`.
 pub const TILE: u64 = 256;
 

@@ -94,13 +94,16 @@ const fn role_label(role: Role) -> &'static str {
     }
 }
 
-const ALARM_KINDS: [&str; 3] = ["clock_out_of_bound", "malformed_append", "false_leader"];
+const ALARM_KINDS: [&str; 5] =
+    ["clock_out_of_bound", "malformed_append", "false_leader", "snapshot_denied", "snapshot_failed"];
 
 const fn alarm_kind(alarm: &Alarm) -> &'static str {
     match alarm {
         Alarm::ClockOutOfBound { .. } => ALARM_KINDS[0],
         Alarm::MalformedAppend { .. } => ALARM_KINDS[1],
         Alarm::FalseLeader { .. } => ALARM_KINDS[2],
+        Alarm::SnapshotDenied { .. } => ALARM_KINDS[3],
+        Alarm::SnapshotFailed { .. } => ALARM_KINDS[4],
     }
 }
 

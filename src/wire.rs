@@ -5,9 +5,10 @@
 //! [`MAX_FRAME`]. Nothing here is hashed or signed: signed statements inside a frame have canonical bytes of their own
 //! ([`crate::certificate`]).
 
+use crate::certificate::merkle::MAX_PATH;
 use crate::certificate::{ElectionCertificate, Half, HeadCertificate, Request};
 use crate::core::{Admission, Message, Submission};
-use crate::limits::{MAX_ADDRESS, MAX_FRAME, MAX_MEMBERS, MAX_PAYLOAD};
+use crate::limits::{MAX_ADDRESS, MAX_FRAME, MAX_MEMBERS, MAX_PAYLOAD, SNAPSHOT_CHUNK};
 use serde::{Deserialize, Serialize};
 
 /// The protocol version that leads every frame. Nodes of different versions do not talk.
@@ -142,7 +143,7 @@ impl Frame {
         match self {
             Self::Core(Message::Append { .. } | Message::Ballot { .. }) => Lane::Append,
             // Proofs of many changes are large, and nothing waits for them but a node that is behind.
-            Self::Submit { .. } | Self::Core(Message::Epochs { .. }) => Lane::Bulk,
+            Self::Submit { .. } | Self::Core(Message::Epochs { .. } | Message::SnapshotChunk { .. }) => Lane::Bulk,
             Self::Core(_) | Self::Submitted { .. } | Self::Hello { .. } => Lane::Control,
         }
     }
@@ -214,6 +215,16 @@ fn check_message(message: &Message) -> Result<(), &'static str> {
             at_most(to_keys.len(), MAX_TABLES, "to_keys")?;
             check_election(election.as_deref())
         }
+        Message::SnapshotOffer { election, to_keys, offer, .. } => {
+            at_most(to_keys.len(), MAX_TABLES, "to_keys")?;
+            at_most(offer.path.len(), MAX_PATH, "path")?;
+            check_halves(&offer.certificate.halves)?;
+            check_election(election.as_deref())
+        }
+        Message::SnapshotChunk { bytes, path, .. } => {
+            at_most(bytes.len(), SNAPSHOT_CHUNK, "chunk")?;
+            at_most(path.len(), MAX_PATH, "path")
+        }
         Message::RequestVoteReply { signatures, .. } | Message::HeadShare { signatures, .. } => {
             at_most(signatures.len(), MAX_TABLES, "signatures")
         }
@@ -227,6 +238,7 @@ fn check_message(message: &Message) -> Result<(), &'static str> {
         Message::PreVote { keys, .. } => at_most(keys.len(), MAX_TABLES, "keys"),
         Message::PreVoteReply { .. }
         | Message::EpochsWanted { .. }
+        | Message::SnapshotWanted { .. }
         | Message::ReadIndex { .. }
         | Message::ReadIndexReply { .. }
         | Message::TimeoutNow { .. }

@@ -64,6 +64,8 @@ asi_consensus_term 0
 concordat_alarms_total{{kind="clock_out_of_bound"}} 0
 concordat_alarms_total{{kind="false_leader"}} 0
 concordat_alarms_total{{kind="malformed_append"}} 0
+concordat_alarms_total{{kind="snapshot_denied"}} 0
+concordat_alarms_total{{kind="snapshot_failed"}} 0
 # HELP concordat_log_index Positions in this node's log: last appended, durable here, committed, applied, certified.
 # TYPE concordat_log_index gauge
 concordat_log_index{{position="applied"}} 0

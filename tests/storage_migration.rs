@@ -130,11 +130,11 @@ fn a_migrated_store_is_newer_than_the_old_program_before_its_database_is() {
     }
 }
 
-/// Writes a golden store of the present version to `$GOLDEN`.
+/// Writes it to `$GOLDEN`, when that is set: once for each schema version, then the file is frozen.
 #[test]
-#[ignore = "makes a fixture: run once for each schema version, then the file is frozen"]
-fn write_a_golden_store() {
-    let dir = PathBuf::from(std::env::var_os("GOLDEN").expect("GOLDEN: the directory to make"));
+fn a_store_like_the_golden_one_can_be_made() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os("GOLDEN").map_or_else(|| root.path().join("store"), PathBuf::from);
     let mut driver = Driver::create(&dir);
     driver.store.pin_genesis(&genesis()).unwrap();
     driver.store.add_key(&SecretKey::generate(&[8; 32])).unwrap();

@@ -198,6 +198,10 @@ impl<'a> Reader<'a> {
         let length = usize::from(self.u16(field)?);
         self.bounded(length, bound, field)
     }
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
     /// A 32-bit length, at most `bound`, and that many bytes.
     ///
     /// # Errors

@@ -3,11 +3,11 @@
 use super::Failure;
 use super::audit::{bar, found};
 use crate::audit::{Auditor, Summary};
-use crate::certificate::{Genesis, HeadCertificate};
+use crate::certificate::{Body, Genesis, HeadCertificate, Header};
 use crate::ids::LogIndex;
 use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
 use crate::node::STORE_DIR;
-use crate::storage::Store;
+use crate::storage::{ReadError, Store};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,12 +32,12 @@ pub(super) fn audit(data: &Path, genesis: &Genesis) -> Result<Summary, Failure> 
     let mut certificates: VecDeque<Arc<HeadCertificate>> = VecDeque::new();
     while auditor.size() < last.0 {
         let from = LogIndex(auditor.size() + 1);
-        let entries = store.read(from, last, MAX_APPEND_BYTES).map_err(|e| Failure::caused(&e))?;
-        if entries.is_empty() {
+        let records = read(&store, from, last).map_err(|e| Failure::caused(&e))?;
+        if records.is_empty() {
             return Err(Failure::new(format!("the store gives no entry {from}, its last is {last}")));
         }
-        for entry in entries {
-            auditor.entry(&entry.header, Some(&entry.body)).map_err(found)?;
+        for (header, body) in records {
+            auditor.entry(&header, body.as_ref()).map_err(found)?;
             if certificates.is_empty() {
                 certificates.extend(store.certificates(auditor.size() - 1, MAX_PAGE).map_err(|e| Failure::caused(&e))?);
             }
@@ -49,4 +49,14 @@ pub(super) fn audit(data: &Path, genesis: &Genesis) -> Result<Summary, Failure> 
     }
     bar.finish_and_clear();
     auditor.finish().map_err(found)
+}
+
+/// Entries from `from` on, at least one if there is any: below the log's beginning one by one, with the bodies that are
+/// kept.
+fn read(store: &Store, from: LogIndex, last: LogIndex) -> Result<Vec<(Header, Option<Body>)>, ReadError> {
+    if from <= store.base() {
+        return Ok(store.record(from)?.into_iter().collect());
+    }
+    let entries = store.read(from, last, MAX_APPEND_BYTES)?;
+    Ok(entries.iter().map(|e| (e.header.clone(), Some(e.body.clone()))).collect())
 }

@@ -92,6 +92,18 @@ pub(super) struct Transfer {
     to: Option<NodeId>,
 }
 
+/// `snapshot`: appends a mark.
+pub(super) async fn snapshot(global: &Global) -> Result<ExitCode, Failure> {
+    let nodes = global.nodes();
+    let marked = client(&nodes, PATIENT)?.mark_snapshot().await.map_err(|e| call_failed(&nodes, &e))?;
+    if global.json {
+        output::json(&marked)?;
+    } else {
+        output::line(&format!("marked at {}: `status` shows when each node has its snapshot", marked.index))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 impl Transfer {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
         let nodes = global.nodes();

@@ -81,6 +81,8 @@ enum Command {
     Member(member::Member),
     /// Hand leadership over to another voter
     Transfer(member::Transfer),
+    /// Have every node make a snapshot of its state, and let go of what it stands for
+    Snapshot,
     /// Show one entry, agent, configuration key or proposal
     #[command(subcommand)]
     Get(query::Get),
@@ -125,6 +127,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Watch(args) => block_on(args.run(&global)),
         Command::Status => block_on(query::status(&global)),
         Command::Member(args) => block_on(args.run(&global)),
+        Command::Snapshot => block_on(member::snapshot(&global)),
         Command::Transfer(args) => block_on(args.run(&global)),
         Command::Get(args) => block_on(args.run(&global)),
         Command::Find(args) => block_on(args.run(&global)),

@@ -50,6 +50,14 @@ fn describe_standing(status: &Status) -> &'static str {
     }
 }
 
+fn describe_snapshot(status: &Status) -> String {
+    let newest = status.snapshot_index.map_or_else(|| "none".into(), |index| format!("at {index}"));
+    let fetching = status
+        .installing
+        .map_or_else(String::new, |i| format!(", fetching the one at {}: {} of {} chunks", i.index, i.here, i.chunks));
+    format!("{newest}, payloads from {} on{fetching}", status.first_index)
+}
+
 fn describe_status(status: &Status) -> String {
     let leader = match status.leader {
         Some(leader) if leader == status.id => "this node".to_owned(),
@@ -98,6 +106,7 @@ fn describe_status(status: &Status) -> String {
             status.applied_index,
             status.certified_index
         ),
+        format!("snapshot   {}", describe_snapshot(status)),
         format!(
             "proposals  {} committed, {} aborted, {} pending here",
             snapshot.committed_count, snapshot.aborted_count, snapshot.pending_proposals

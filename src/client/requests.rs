@@ -4,8 +4,9 @@ use super::call::{Answer, Call, Failure, Whom};
 use super::{Client, Options, Refusal};
 use crate::api::{
     AgentPage, AsOf, CallError, CertificatePage, ChangeError, ChangeMembers, ChangedMembers, ConfigPage, ConfigView,
-    Consistency, EntryPage, EntryView, HistoryPage, Members, NewKey, OpenBallot, OpenBallots, ProposalStatus, Propose,
-    ProposeError, Status, TransferError, TransferLeadership, Transferred, VoteError, VoteRequest,
+    Consistency, EntryPage, EntryView, HistoryPage, MarkError, Marked, Members, NewKey, OpenBallot, OpenBallots,
+    ProposalStatus, Propose, ProposeError, Status, TransferError, TransferLeadership, Transferred, VoteError,
+    VoteRequest,
 };
 use crate::ids::{Epoch, LogIndex, NodeId, ProposalId};
 use crate::limits::{
@@ -343,6 +344,14 @@ impl Client {
     pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<Transferred, CallError<TransferError>> {
         let transfer = TransferLeadership { to };
         self.post(Whom::Any, &["v1", "leadership"], &transfer, QUERY).await.map_err(Failure::typed)
+    }
+
+    /// Appends a snapshot mark; the leader is found by itself.
+    ///
+    /// # Errors
+    /// [`MarkError`].
+    pub async fn mark_snapshot(&self) -> Result<Marked, CallError<MarkError>> {
+        self.post(Whom::Any, &["v1", "snapshots"], &serde_json::json!({}), QUERY).await.map_err(Failure::typed)
     }
 
     /// Has the first of this client's nodes make a second BLS key in its store.

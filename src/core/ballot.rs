@@ -35,6 +35,10 @@ pub(super) struct Open {
 }
 
 impl Open {
+    pub(super) fn kind(&self) -> Kind {
+        self.ballot.kind
+    }
+
     pub(super) fn due(&self) -> u64 {
         if self.decision.is_some() { u64::MAX } else { self.expires.min(self.ask_again) }
     }
@@ -224,9 +228,11 @@ impl Core {
             return;
         }
         let Some(Open { ballot, decision: Some(decision), votes, .. }) = lead.ballots.remove(&id) else { return };
-        if ballot.kind != Kind::Proposal {
-            let denied = votes.iter().filter(|v| !v.1.0).map(|v| *v.0).collect();
-            return self.on_change_decided(&ballot, decision, tally, denied);
+        let denied = || votes.iter().filter(|v| !v.1.0).map(|v| *v.0).collect();
+        match ballot.kind {
+            Kind::Proposal => {}
+            Kind::SnapshotManifest => return self.on_manifest_decided(&ballot, decision, tally, denied()),
+            _ => return self.on_change_decided(&ballot, decision, tally, denied()),
         }
         let (kind, abort_reason) = match decision {
             Decision::Granted => (Kind::Proposal, None),

@@ -318,7 +318,9 @@ impl Core {
     /// An append or heartbeat: from whom, of which term, and is the claim to lead proved?
     pub(super) fn on_leader_word(&mut self, from: NodeId, message: Message) {
         let (term, election) = match &message {
-            Message::Append { term, election, to_keys, .. } | Message::Heartbeat { term, election, to_keys, .. } => {
+            Message::Append { term, election, to_keys, .. }
+            | Message::SnapshotOffer { term, election, to_keys, .. }
+            | Message::Heartbeat { term, election, to_keys, .. } => {
                 // Meant for the store that holds these: see `Message::Append`.
                 if !self.holds_all(to_keys) {
                     return;
@@ -401,6 +403,7 @@ impl Core {
                 let prev = super::replication::Previous { index: prev_index, term: prev_term, root: prev_root };
                 self.on_append(from, session, &prev, entries, commit, sign_point);
             }
+            Message::SnapshotOffer { session, offer, .. } => self.on_snapshot_offer(from, session, offer),
             Message::Heartbeat { session, round, commit, committed, sign_point, wall, .. } => {
                 self.told_commit = self.told_commit.max(committed);
                 self.on_heartbeat(from, (session, round), commit, sign_point, wall);

@@ -23,6 +23,8 @@ struct Slot {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Log {
+    /// Entries up to here are in no store of this node any more.
+    compacted: LogIndex,
     /// The tree over the entries before the window.
     base: Frontier,
     /// `proposed_at` of the last entry before the window.
@@ -49,12 +51,14 @@ pub(super) fn weight(entry: &Entry) -> usize {
 
 impl Log {
     pub(super) fn new(
+        compacted: LogIndex,
         base: Frontier,
         terms: Vec<(LogIndex, Term)>,
         last_proposed_at: u64,
         tail: Vec<Arc<Entry>>,
     ) -> Self {
         let mut log = Self {
+            compacted,
             tip: base.clone(),
             durable: LogIndex(base.size()),
             issued: LogIndex(base.size()),
@@ -92,6 +96,27 @@ impl Log {
 
     pub(super) fn durable(&self) -> LogIndex {
         self.durable
+    }
+
+    /// Entries up to here can be had from nowhere on this node.
+    pub(super) fn compacted(&self) -> LogIndex {
+        self.compacted
+    }
+
+    /// Entries up to `upto` are about to go.
+    pub(super) fn compact(&mut self, upto: LogIndex) {
+        self.compacted = self.compacted.max(upto);
+    }
+
+    /// Writes under way, none of which vouches for anything beyond `last` any more.
+    pub(super) fn writes_capped_at(&self, last: LogIndex) -> VecDeque<(u64, LogIndex)> {
+        self.writes.iter().map(|w| (w.0, w.1.min(last))).collect()
+    }
+
+    /// What a log that replaced another one knows of the disk.
+    pub(super) fn resume(&mut self, durable: LogIndex, writes: VecDeque<(u64, LogIndex)>) {
+        self.durable = durable;
+        self.writes = writes;
     }
 
     /// The first index whose entry is in memory (one past the last when none is).

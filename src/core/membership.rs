@@ -39,6 +39,7 @@ struct EpochMark {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Epochs {
     genesis_id: Digest,
+    genesis: Arc<TableInForce>,
     /// Those of the log, ascending; never empty.
     marks: VecDeque<EpochMark>,
     /// Keys of tables that are forgotten.
@@ -59,10 +60,12 @@ fn key_names(table: &TableInForce) -> impl Iterator<Item = KeyName> {
 impl Epochs {
     fn new(genesis: &Genesis) -> Self {
         let zero = LogIndex::ZERO;
-        let first = EpochMark { table: Arc::new(genesis.in_force()), set_at: zero, final_at: Some(zero), entry: None };
+        let genesis_table = Arc::new(genesis.in_force());
+        let first = EpochMark { table: genesis_table.clone(), set_at: zero, final_at: Some(zero), entry: None };
         let marks = VecDeque::from([first]);
         Self {
             genesis_id: genesis.id(),
+            genesis: genesis_table,
             marks,
             retired: BTreeSet::new(),
             former: BTreeSet::new(),
@@ -78,6 +81,21 @@ impl Epochs {
             epochs.append(entry);
         }
         epochs
+    }
+
+    /// The log begins after a snapshot; these are the changes before it. What was proved of later ones stays.
+    pub(super) fn begin_after(&mut self, entries: &[Arc<Entry>]) {
+        let zero = LogIndex::ZERO;
+        let first = EpochMark { table: self.genesis.clone(), set_at: zero, final_at: Some(zero), entry: None };
+        self.marks = VecDeque::from([first]);
+        for entry in entries {
+            self.append(entry);
+        }
+    }
+
+    /// A table that this node knows.
+    pub(super) fn table(&self, epoch: Epoch) -> Option<Arc<TableInForce>> {
+        self.known().find(|t| t.epoch == epoch).cloned()
     }
 
     pub(super) fn settled_epoch(&self, committed: LogIndex) -> Epoch {
@@ -241,6 +259,7 @@ impl Core {
     pub(super) fn push(&mut self, entry: Arc<Entry>) {
         self.remember_request(&entry);
         let changed = self.epochs.append(&entry);
+        self.snapshots.append(&entry);
         self.log.append(entry);
         if changed {
             self.tables_changed();
@@ -250,12 +269,13 @@ impl Core {
     pub(super) fn truncate(&mut self, from: LogIndex) {
         self.log.truncate(from);
         self.requests.retain(|_, r| r.index < from);
+        self.snapshots.truncate(from);
         if self.epochs.truncate(from) {
             self.tables_changed();
         }
     }
 
-    fn tables_changed(&mut self) {
+    pub(super) fn tables_changed(&mut self) {
         let before = std::mem::replace(&mut self.tables, Arc::new(self.epochs.tables()));
         self.announce_membership();
         self.renew_peers();
@@ -634,6 +654,7 @@ impl Core {
                     epoch = epoch.next();
                     fine && header.epoch == epoch
                 }
+                Kind::SnapshotMark => open.is_none() && header.epoch == epoch,
                 _ => header.epoch == epoch,
             }
         })

@@ -1,6 +1,6 @@
 //! What cores say to each other.
 
-use super::types::Ballot;
+use super::types::{Ballot, SnapshotOffer};
 use crate::certificate::{
     ElectionCertificate, ElectionClaim, Entry, EpochChain, Head, HeadCertificate, PublicKey, Signature, SignedFor,
     VoteStatement,
@@ -81,6 +81,44 @@ pub enum Message {
         sign_point: LogIndex,
         /// The election certificate, until the peer has answered in this term.
         election: Option<Arc<ElectionCertificate>>,
+    },
+    /// You lack entries that are gone here: begin after this snapshot.
+    SnapshotOffer {
+        /// The leader's term.
+        term: Term,
+        /// As in `Append`.
+        session: u64,
+        /// As in `Append`.
+        to_keys: Vec<PublicKey>,
+        /// The certified manifest.
+        offer: Arc<SnapshotOffer>,
+        /// As in `Append`.
+        election: Option<Arc<ElectionCertificate>>,
+    },
+    /// A chunk of an offered snapshot is wanted.
+    SnapshotWanted {
+        /// The asker's term.
+        term: Term,
+        /// That of the offer.
+        session: u64,
+        /// The snapshot.
+        index: LogIndex,
+        /// Which chunk, from 0.
+        chunk: u32,
+    },
+    /// A chunk. Believed because its manifest proves it.
+    SnapshotChunk {
+        /// The sender's term.
+        term: Term,
+        /// The snapshot.
+        index: LogIndex,
+        /// Which chunk, from 0.
+        chunk: u32,
+        /// Its bytes.
+        #[serde(with = "wire_bytes")]
+        bytes: Arc<Vec<u8>>,
+        /// Its inclusion path in the tree of chunks.
+        path: Vec<Digest>,
     },
     /// Answer to `Append`, after fsync.
     AppendReply {
@@ -207,6 +245,9 @@ impl Message {
             | Self::RequestVoteReply { term, .. }
             | Self::Append { term, .. }
             | Self::AppendReply { term, .. }
+            | Self::SnapshotOffer { term, .. }
+            | Self::SnapshotWanted { term, .. }
+            | Self::SnapshotChunk { term, .. }
             | Self::Heartbeat { term, .. }
             | Self::HeartbeatReply { term, .. }
             | Self::ProofWanted { term }
@@ -237,6 +278,21 @@ pub enum AppendResult {
     },
 }
 
+/// As [`wire_entries`], for one.
+pub(super) mod wire_entry {
+    use super::{Arc, Entry};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(entry: &Arc<Entry>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(&entry.encode())
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Arc<Entry>, D::Error> {
+        let raw = serde_bytes::ByteBuf::deserialize(d)?;
+        Entry::decode(&raw).map(Arc::new).map_err(serde::de::Error::custom)
+    }
+}
+
 /// Entries travel as their canonical bytes, so that a receiver checks each one as it decodes it.
 mod wire_entries {
     use super::{Arc, Entry};
@@ -253,6 +309,20 @@ mod wire_entries {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Arc<Entry>>, D::Error> {
         let raw: Vec<serde_bytes::ByteBuf> = Vec::deserialize(d)?;
         raw.iter().map(|b| Entry::decode(b).map(Arc::new).map_err(serde::de::Error::custom)).collect()
+    }
+}
+
+/// Shared in memory; bytes on the wire.
+mod wire_bytes {
+    use super::Arc;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Arc<Vec<u8>>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Arc<Vec<u8>>, D::Error> {
+        serde_bytes::ByteBuf::deserialize(d).map(|b| Arc::new(b.into_vec()))
     }
 }
 

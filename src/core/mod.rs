@@ -17,13 +17,16 @@
 mod admission;
 mod ballot;
 mod certify;
+mod effect;
 mod election;
+mod input;
 mod log;
 mod membership;
 mod message;
 mod progress;
 mod read;
 mod replication;
+mod snapshot;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -31,6 +34,8 @@ mod transfer;
 mod types;
 
 pub use ballot::content;
+pub use effect::Effect;
+pub use input::Input;
 pub use message::{AppendResult, Message};
 pub use tables::Tables;
 pub use types::*;
@@ -60,6 +65,8 @@ pub struct Options {
     pub max_uncommitted_bytes: usize,
     /// By how much a leader's clock may differ from those of a quorum's worth of peers, milliseconds.
     pub max_clock_difference_ms: u64,
+    /// Most bytes of a snapshot asked for in a second.
+    pub snapshot_bytes_per_s: u64,
     /// The only randomness.
     pub seed: u64,
 }
@@ -72,6 +79,7 @@ impl Default for Options {
             max_pending: limits::MAX_PENDING,
             max_uncommitted_bytes: limits::MAX_UNCOMMITTED_BYTES,
             max_clock_difference_ms: 500,
+            snapshot_bytes_per_s: limits::SNAPSHOT_BYTES_PER_S,
             seed: 0,
         }
     }
@@ -190,6 +198,7 @@ pub struct Core {
     unsealed: Vec<Held>,
     casts: Vec<CastVote>,
     certificate_to_persist: Option<Arc<HeadCertificate>>,
+    snapshots: snapshot::Snapshots,
 
     certificate: Option<Arc<HeadCertificate>>,
     follow: certify::Follow,
@@ -208,11 +217,12 @@ impl Core {
     /// A node as it was when it last stopped. The shell has applied everything up to the restored certificate.
     #[must_use]
     pub fn new(id: NodeId, genesis: &Genesis, restored: Restored, options: Options, now: Now) -> Self {
-        let Restored { hard, certificate, compacted: _, frontier, terms, last_proposed_at, tail, epochs, keys } =
-            restored;
+        let Restored { hard, certificate, compacted, frontier, terms, last_proposed_at, tail, epochs, keys } = restored;
         let epochs = membership::Epochs::restore(genesis, epochs.iter().chain(&tail));
-        let log = Log::new(frontier, terms, last_proposed_at, tail);
-        let committed = LogIndex(certificate.as_ref().map_or(0, |c| c.head.size));
+        let snapshots = snapshot::Snapshots::restore(&tail);
+        let log = Log::new(compacted, frontier, terms, last_proposed_at, tail);
+        // What a snapshot stands for was committed when it was made.
+        let committed = LogIndex(certificate.as_ref().map_or(0, |c| c.head.size)).max(compacted);
         assert!(committed <= log.last(), "the store checked that its newest certificate lies within its log");
         assert!(committed.next() >= log.first_in_memory(), "everything above the certificate is in memory");
         let mut core = Self {
@@ -252,6 +262,7 @@ impl Core {
             unsealed: Vec::new(),
             casts: Vec::new(),
             certificate_to_persist: None,
+            snapshots,
             certificate,
             follow: certify::Follow::default(),
             asked: BTreeMap::new(),
@@ -286,6 +297,17 @@ impl Core {
             Input::Read { handle } => self.read(handle),
             Input::Transfer { handle, to } => self.transfer(handle, to),
             Input::Change { handle, change } => self.change(handle, change),
+            Input::Mark { handle } => self.mark(handle),
+            Input::SnapshotTaken(manifest) => self.on_snapshot_taken(manifest),
+            Input::SnapshotOffered(offer) => self.on_snapshot_offered(offer),
+            Input::Compacted { upto } => self.on_compacted(upto),
+            Input::ChunkFetched { peer, session, index, chunk, found } => {
+                self.on_chunk_fetched(peer, session, (index, chunk), found);
+            }
+            Input::SnapshotVerified { offer, valid } => self.on_snapshot_verified(&offer, valid),
+            Input::SnapshotStaged { index, missing } => self.on_snapshot_staged(index, missing),
+            Input::ChunkStored { index, chunk } => self.on_chunk_stored(index, chunk),
+            Input::SnapshotReady { index, base } => self.on_snapshot_ready(index, base),
             Input::Keys(keys) => self.keys = keys,
             Input::EpochsFetched { peer, chain } => self.on_epochs_fetched(peer, chain),
             Input::EpochsVerified { tables, in_flight } => self.on_epochs_verified(tables, in_flight),
@@ -320,6 +342,8 @@ impl Core {
             self.settle_certificate();
             self.finish_change();
             self.settle_epochs();
+            self.propose_manifest();
+            self.drive_install();
             self.mark_sign_point();
             self.persist();
             self.replicate_all();
@@ -343,7 +367,7 @@ impl Core {
                 let transfer = lead.transfer.as_ref().map_or(u64::MAX, |t| t.due);
                 lead.heartbeat_due.min(lead.quorum_check_due).min(ballots).min(transfer)
             }
-            _ => self.election_due.min(self.reads_due()),
+            _ => self.election_due.min(self.reads_due()).min(self.install_due()),
         }
     }
 
@@ -456,7 +480,15 @@ impl Core {
             Message::RequestVoteReply { term, granted, signatures } => {
                 self.on_request_vote_reply(from, term, granted, signatures);
             }
-            message @ (Message::Append { .. } | Message::Heartbeat { .. }) => self.on_leader_word(from, message),
+            message @ (Message::Append { .. } | Message::Heartbeat { .. } | Message::SnapshotOffer { .. }) => {
+                self.on_leader_word(from, message);
+            }
+            Message::SnapshotWanted { term, session, index, chunk } => {
+                self.on_snapshot_wanted(from, term, session, (index, chunk));
+            }
+            Message::SnapshotChunk { index, chunk, bytes, path, .. } => {
+                self.on_snapshot_chunk((index, chunk), bytes, &path);
+            }
             Message::AppendReply { term, session, result } => self.on_append_reply(from, term, session, result),
             Message::HeartbeatReply { term, session, round, wall, certified } => {
                 self.on_heartbeat_reply(from, term, (session, round), wall, certified);
@@ -492,13 +524,14 @@ impl Core {
         for cast in std::mem::take(&mut self.casts) {
             self.emit_write(Write { cast: Some(cast), ..Write::default() });
         }
+        let base = self.snapshots.base_to_persist.take();
         let entries = self.log.unissued();
         let certificate = self.certificate_to_persist.take();
-        if self.hard_dirty || !entries.is_empty() || certificate.is_some() {
+        if self.hard_dirty || base.is_some() || !entries.is_empty() || certificate.is_some() {
             let hard = std::mem::take(&mut self.hard_dirty).then(|| self.hard.clone());
-            let appended = !entries.is_empty();
+            let appended = !entries.is_empty() || base.is_some();
             let voted = hard.is_some();
-            let seq = self.emit_write(Write { hard, entries, certificate: certificate.clone(), ..Write::default() });
+            let seq = self.emit_write(Write { hard, base, entries, cast: None, certificate: certificate.clone() });
             if voted {
                 self.hard_seq = seq;
             }
@@ -589,6 +622,11 @@ impl Core {
     /// Hands committed entries to the state machine, never beyond what is durable here.
     fn deliver(&mut self) {
         let upto = self.committed.min(self.log.durable());
+        if self.delivered < self.log.compacted() && upto >= self.log.compacted() {
+            let index = self.log.compacted();
+            self.delivered = index;
+            self.effects.push(Effect::Restore { index });
+        }
         if upto > self.delivered {
             let mut entries = self.log.range(self.delivered.next(), usize::MAX);
             entries.truncate(usize::try_from(upto.0 - self.delivered.0).unwrap_or(usize::MAX));

@@ -15,6 +15,11 @@ pub(super) enum Flow {
     },
     /// Pipelined.
     Replicate,
+    /// It lacks entries that are gone here, and was offered a snapshot: no appends until it has that.
+    Snapshot {
+        /// When it was offered, or asked for a chunk last, on the monotonic clock.
+        heard: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +36,8 @@ pub(super) struct Progress {
     inflight_bytes: usize,
     /// Entries are being read back from the store for it.
     pub(super) fetching: bool,
+    /// Chunks of a snapshot that are being read back for it.
+    pub(super) chunks_fetching: usize,
     /// Answered since the last quorum check.
     pub(super) active: bool,
     /// Has answered in this term, so it holds the election certificate.
@@ -63,6 +70,7 @@ impl Progress {
             inflight: VecDeque::new(),
             inflight_bytes: 0,
             fetching: false,
+            chunks_fetching: 0,
             active: true,
             proved: false,
             moving: false,
@@ -85,6 +93,7 @@ impl Progress {
     pub(super) fn may_send(&self) -> bool {
         match self.flow {
             Flow::Probe { waiting } => !waiting && !self.fetching,
+            Flow::Snapshot { .. } => false,
             Flow::Replicate => {
                 !self.fetching && self.inflight.len() < MAX_INFLIGHT_APPENDS && self.inflight_bytes < MAX_INFLIGHT_BYTES
             }
@@ -100,7 +109,7 @@ impl Progress {
                 self.inflight_bytes += bytes;
                 self.next = last.next();
             }
-            Flow::Replicate => {}
+            Flow::Replicate | Flow::Snapshot { .. } => {}
         }
     }
 
@@ -113,11 +122,19 @@ impl Progress {
             self.inflight.pop_front();
         }
         self.matched = self.matched.max(index);
-        if let Flow::Probe { .. } = self.flow {
+        if let Flow::Probe { .. } | Flow::Snapshot { .. } = self.flow {
             self.flow = Flow::Replicate;
             self.next = self.matched.next();
         }
         self.next = self.next.max(self.matched.next());
+    }
+
+    /// A snapshot was offered to it at `now`.
+    pub(super) fn pause(&mut self, now: u64) {
+        self.flow = Flow::Snapshot { heard: now };
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+        self.fetching = false;
     }
 
     /// Starts over from `next`, one message at a time.

@@ -11,6 +11,16 @@ use std::sync::Arc;
 /// No clock of an honest leader says so: beyond it there would be no times left to add to.
 const LATEST_MS: u64 = u64::MAX / 4;
 
+/// Sixteen bytes that anyone may guess.
+pub(super) fn public_salt(genesis_id: &Digest, index: LogIndex, term: Term) -> [u8; 16] {
+    let digest = Sha256::new()
+        .chain_update(genesis_id.0)
+        .chain_update(index.0.to_be_bytes())
+        .chain_update(term.0.to_be_bytes())
+        .finalize();
+    std::array::from_fn(|i| digest[i])
+}
+
 /// What an append rests on.
 pub(super) struct Previous {
     pub(super) index: LogIndex,
@@ -23,14 +33,7 @@ impl Core {
 
     /// Appends an entry that nobody proposed.
     pub(super) fn append_own(&mut self, kind: Kind, payload: Vec<u8>) {
-        let index = self.log.last().next();
-        // Nobody needs to guess these payloads, so their salt need not be secret, only present.
-        let digest = Sha256::new()
-            .chain_update(self.genesis_id.0)
-            .chain_update(index.0.to_be_bytes())
-            .chain_update(self.hard.term.0.to_be_bytes())
-            .finalize();
-        let salt: [u8; 16] = std::array::from_fn(|i| digest[i]);
+        let salt = self.salt_at(self.log.last().next());
         let header = self.payload_header(kind, &salt, &payload);
         self.append_entry(header, Body { salt, request: None, payload });
     }
@@ -160,6 +163,10 @@ impl Core {
         if !news || !peer.may_send() {
             return false;
         }
+        if peer.next <= self.log.compacted() {
+            self.offer_snapshot(to);
+            return false;
+        }
         if peer.next < self.log.first_in_memory() {
             peer.fetching = true;
             let (session, from, to_index) = (peer.session, peer.next, self.log.first_in_memory().prev());
@@ -240,7 +247,7 @@ impl Core {
     }
 
     /// A peer of this leader's own term and session; anything else is stale and never counts.
-    fn current_peer(&mut self, from: NodeId, term: Term, session: u64) -> Option<&mut Progress> {
+    pub(super) fn current_peer(&mut self, from: NodeId, term: Term, session: u64) -> Option<&mut Progress> {
         if term > self.hard.term {
             self.become_follower(term, None);
             return None;
@@ -275,6 +282,7 @@ impl Core {
                 let stale = match peer.flow {
                     Flow::Probe { .. } => refused != peer.next.prev(),
                     Flow::Replicate => refused <= peer.matched,
+                    Flow::Snapshot { .. } => true,
                 };
                 if !stale {
                     let next = self.log.last_at_or_below(hint_index.min(refused.prev()), hint_term).next();
@@ -312,6 +320,7 @@ impl Core {
                 *waiting = false;
                 false
             }
+            Flow::Snapshot { .. } => false,
             Flow::Replicate => quiet && peer.next > peer.matched.next(),
         };
         if nudge {
@@ -319,6 +328,7 @@ impl Core {
             // end of it is refused when anything before is missing, and a refusal starts over from there.
             self.nudge(from);
         }
+        self.offer_again(from);
         if certified < newest {
             self.send_certificate_to(from);
         }

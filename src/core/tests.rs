@@ -32,7 +32,7 @@ fn entry(index: u64, term: u64) -> Arc<Entry> {
 
 fn log(terms: &[u64]) -> Log {
     let entries = terms.iter().enumerate().map(|(i, t)| entry(i as u64 + 1, *t)).collect();
-    Log::new(Frontier::default(), Vec::new(), 0, entries)
+    Log::new(LogIndex::ZERO, Frontier::default(), Vec::new(), 0, entries)
 }
 
 #[test]
@@ -71,6 +71,7 @@ fn roots_and_terms_agree_whatever_path_led_to_a_log() {
         assert_eq!(straight.root_at(index), winding.root_at(index), "{index}");
         assert_eq!(straight.term_at(index), winding.term_at(index), "{index}");
         let part = Log::new(
+            LogIndex::ZERO,
             Frontier::default(),
             Vec::new(),
             0,

@@ -4,11 +4,12 @@
 //! order in which they were emitted. `Persist` effects complete in order, each by one [`Input::Persisted`]; signing and verifying complete in any
 //! order, each by the input named at its effect.
 
-use super::message::Message;
 use super::tables::Tables;
+#[cfg(doc)]
+use super::{Effect, Input};
 use crate::certificate::{
-    Edge, ElectionCertificate, ElectionClaim, Entry, EpochChain, Head, HeadCertificate, Kind, Member, MemberTable,
-    PublicKey, Request, Signature, SignedFor, TableInForce, VoteStatement,
+    Edge, ElectionCertificate, ElectionClaim, Entry, EpochChain, Head, HeadCertificate, Kind, MemberTable, PublicKey,
+    Request, Signature, SignedFor, SnapshotManifest, TableInForce, VoteStatement, merkle,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use serde::{Deserialize, Serialize};
@@ -230,6 +231,53 @@ fn names(ids: &[NodeId]) -> String {
     if ids.is_empty() { "none".into() } else { ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") }
 }
 
+/// Why a snapshot mark is not appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum MarkRefusal {
+    /// Only the leader appends marks.
+    #[error("this node does not lead")]
+    NotLeader {
+        /// Who does, when known.
+        leader: Option<NodeId>,
+    },
+    /// Leadership is being transferred.
+    #[error("leadership is being transferred; try again in a moment")]
+    Transferring,
+    /// A membership change is in flight.
+    #[error("a membership change is in flight; wait until `status` shows its epoch in force")]
+    InFlight,
+    /// The leader has not committed an entry of its own term yet.
+    #[error("the leader has just been elected and has not committed in its term yet; try again in a moment")]
+    NotSettled,
+}
+
+/// A certified snapshot, as it is offered to those who lack entries.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SnapshotOffer {
+    /// What the entry's payload says.
+    pub manifest: SnapshotManifest,
+    /// The `SnapshotManifest` entry.
+    #[serde(with = "super::message::wire_entry")]
+    pub entry: Arc<Entry>,
+    /// Its inclusion path below the certified head.
+    pub path: Vec<Digest>,
+    /// A quorum's, on a head that covers it.
+    pub certificate: Arc<HeadCertificate>,
+}
+
+impl SnapshotOffer {
+    /// Whether the parts speak of each other. Signatures are another matter: [`Crypto::VerifySnapshot`].
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let (header, head) = (&self.entry.header, &self.certificate.head);
+        let leaf = header.index.prev().0;
+        header.kind == Kind::SnapshotManifest
+            && self.manifest.index < header.index
+            && SnapshotManifest::decode(&self.entry.body.payload).as_ref() == Ok(&self.manifest)
+            && merkle::root_from_path(header.leaf_hash(), leaf, head.size, &self.path) == Some(head.root)
+    }
+}
+
 /// What became of a leadership transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Transfer {
@@ -303,6 +351,16 @@ pub enum Crypto {
         certificate: Arc<ElectionCertificate>,
         /// Those that it names.
         tables: Arc<Tables>,
+    },
+    /// The head certificate of an offered snapshot's manifest, and the votes that its entry records.
+    /// → [`Input::SnapshotVerified`].
+    VerifySnapshot {
+        /// What.
+        offer: Arc<SnapshotOffer>,
+        /// Those that the certificate names.
+        tables: Arc<Tables>,
+        /// That of the entry's epoch.
+        balloted: Arc<TableInForce>,
     },
     /// Verifies membership changes that follow on a known table, and the proofs of possession of the one in flight.
     /// → [`Input::EpochsVerified`] only when all of them verify.
@@ -389,301 +447,6 @@ pub enum Crypto {
     },
 }
 
-/// What happens to the core.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Time passed; sent at or after [`Core::deadline`](super::Core::deadline).
-    Tick,
-    /// A message came in.
-    Receive {
-        /// The authenticated sender.
-        from: NodeId,
-        /// What it said.
-        message: Message,
-    },
-    /// A submission, local or forwarded; answered by [`Effect::Admitted`] with the same handle.
-    Submit {
-        /// Chosen by the shell.
-        handle: u64,
-        /// What.
-        submission: Submission,
-    },
-    /// This node's answer to a ballot (by policy, rules or application).
-    Decide {
-        /// Which.
-        id: ProposalId,
-        /// The answer.
-        granted: bool,
-        /// Whether an earlier durable answer exists (then nothing is written).
-        on_record: bool,
-    },
-    /// A linearizable read is wanted; answered by [`Effect::ReadReady`] or [`Effect::ReadRefused`] with the same handle.
-    Read {
-        /// Chosen by the shell.
-        handle: u64,
-    },
-    /// Hand leadership over; answered by [`Effect::Transferred`] with the same handle.
-    Transfer {
-        /// Chosen by the shell.
-        handle: u64,
-        /// To whom; `None`: to the voter that is furthest.
-        to: Option<NodeId>,
-    },
-    /// Change the members; answered by [`Effect::Changed`] with the same handle.
-    Change {
-        /// Chosen by the shell.
-        handle: u64,
-        /// How.
-        change: Change,
-    },
-    /// The BLS keys that this node's store holds now.
-    Keys(Vec<PublicKey>),
-    /// See [`Effect::FetchEpochs`].
-    EpochsFetched {
-        /// For whom.
-        peer: NodeId,
-        /// What follows on the epoch asked about; empty when nothing does (or nothing can be told now).
-        chain: EpochChain,
-    },
-    /// See [`Crypto::VerifyEpochs`].
-    EpochsVerified {
-        /// The tables that follow, ascending, each proved to be in force after the one before.
-        tables: Vec<Arc<TableInForce>>,
-        /// The table of the change in flight.
-        in_flight: Option<Arc<TableInForce>>,
-    },
-    /// All writes up to this sequence number are durable.
-    Persisted {
-        /// The newest durable [`Effect::Persist::seq`].
-        seq: u64,
-    },
-    /// Entries read back for a lagging peer.
-    Fetched {
-        /// For whom.
-        peer: NodeId,
-        /// Session for which they were asked.
-        session: u64,
-        /// Term of the entry before the first.
-        prev_term: Term,
-        /// Root at the entry before the first.
-        prev_root: Option<Digest>,
-        /// The entries, from the index asked.
-        entries: Vec<Arc<Entry>>,
-    },
-    /// Everything up to this index is applied to the state machine.
-    Applied {
-        /// The index.
-        index: LogIndex,
-    },
-    /// See [`Crypto::SignElection`].
-    VoteSigned {
-        /// What.
-        claim: ElectionClaim,
-        /// The signatures.
-        signatures: Vec<(SignedFor, Signature)>,
-    },
-    /// See [`Crypto::VerifyElection`].
-    VoteVerified {
-        /// Whose.
-        from: NodeId,
-        /// What.
-        claim: ElectionClaim,
-        /// The signatures.
-        signatures: Vec<(SignedFor, Signature)>,
-    },
-    /// See [`Crypto::CertifyElection`].
-    ElectionCertified {
-        /// The certificate.
-        certificate: Arc<ElectionCertificate>,
-    },
-    /// See [`Crypto::VerifyElectionCertificate`].
-    LeaderProved {
-        /// The certificate.
-        certificate: Arc<ElectionCertificate>,
-        /// Whether it verifies.
-        valid: bool,
-    },
-    /// See [`Crypto::SignHead`].
-    HeadSigned {
-        /// What.
-        head: Head,
-        /// The signatures.
-        signatures: Vec<(SignedFor, Signature)>,
-    },
-    /// See [`Crypto::VerifyShare`].
-    ShareVerified {
-        /// Whose.
-        from: NodeId,
-        /// What.
-        head: Head,
-        /// The signatures.
-        signatures: Vec<(SignedFor, Signature)>,
-    },
-    /// See [`Crypto::CertifyHead`].
-    HeadCertified {
-        /// The certificate.
-        certificate: Arc<HeadCertificate>,
-    },
-    /// See [`Crypto::VerifyCertificate`].
-    CertificateVerified {
-        /// The certificate.
-        certificate: Arc<HeadCertificate>,
-        /// Whether it verifies.
-        valid: bool,
-    },
-    /// See [`Crypto::SignVote`].
-    BallotSigned {
-        /// Which ballot.
-        id: ProposalId,
-        /// What.
-        statement: VoteStatement,
-        /// Under which table.
-        under: SignedFor,
-        /// The signature.
-        signature: Signature,
-    },
-    /// See [`Crypto::VerifyVote`].
-    BallotVerified {
-        /// Whose.
-        from: NodeId,
-        /// Which ballot.
-        id: ProposalId,
-        /// What.
-        statement: VoteStatement,
-        /// Under which table.
-        under: SignedFor,
-        /// The signature.
-        signature: Signature,
-    },
-    /// See [`Crypto::Tally`].
-    Tallied {
-        /// Which ballot.
-        id: ProposalId,
-        /// The tally.
-        tally: crate::certificate::Tally,
-        /// The epoch of the table under which its votes are signed.
-        epoch: Epoch,
-    },
-}
-
-/// What the core wants done.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Effect {
-    /// Send. Whatever had to be durable first already is.
-    Send {
-        /// To whom.
-        to: NodeId,
-        /// What.
-        message: Message,
-    },
-    /// Make durable, in order. → [`Input::Persisted`].
-    Persist {
-        /// Ascending by one.
-        seq: u64,
-        /// What.
-        write: Write,
-    },
-    /// For the crypto pool.
-    Crypto(Crypto),
-    /// Read `from..` (at most `max_bytes`, at least one entry) back for a peer. → [`Input::Fetched`].
-    Fetch {
-        /// For whom.
-        peer: NodeId,
-        /// Echoed.
-        session: u64,
-        /// First index wanted.
-        from: LogIndex,
-        /// Last index wanted.
-        to: LogIndex,
-    },
-    /// These entries are committed: apply them, in order. → [`Input::Applied`].
-    Commit {
-        /// Consecutive entries, from the one after the last committed.
-        entries: Vec<Arc<Entry>>,
-        /// The commit index (that of the last entry).
-        index: LogIndex,
-    },
-    /// A certificate is stored (or about to be, in an earlier `Persist`): everything up to its size is certified.
-    Certified(Arc<HeadCertificate>),
-    /// Answer to [`Input::Submit`].
-    Admitted {
-        /// Echoed.
-        handle: u64,
-        /// How.
-        admission: Admission,
-    },
-    /// A question to this member: answer by [`Input::Decide`]. Asked again when the leader asks again.
-    Ask {
-        /// The question.
-        ballot: Arc<Ballot>,
-    },
-    /// A read may be served once this index is applied here.
-    ReadReady {
-        /// Echoed.
-        handle: u64,
-        /// The index.
-        index: LogIndex,
-    },
-    /// A read cannot be served: no leader is known, or it changed meanwhile. Ask again.
-    ReadRefused {
-        /// Echoed.
-        handle: u64,
-    },
-    /// What became of a transfer.
-    Transferred {
-        /// Echoed.
-        handle: u64,
-        /// What.
-        outcome: Transfer,
-    },
-    /// What became of a membership change: the epoch in force, committed; or why not.
-    Changed {
-        /// Echoed.
-        handle: u64,
-        /// What.
-        outcome: Result<Epoch, ChangeRefusal>,
-    },
-    /// Collect the proofs of the membership changes above an epoch, as many as go into one message, for a peer.
-    /// → [`Input::EpochsFetched`].
-    FetchEpochs {
-        /// For whom.
-        peer: NodeId,
-        /// The epoch above which.
-        above: Epoch,
-    },
-    /// The tables in force changed, or others became known: connect to these members, and let go of others.
-    Membership {
-        /// In force at the end of the log.
-        tables: Arc<Tables>,
-        /// Members of tables that are proved but not in this log yet.
-        ahead: Vec<Arc<TableInForce>>,
-        /// Those left out by the last change. They are to be told so; and a leader among them leads, and wants answers,
-        /// until its removal is committed. So connections with them are kept until the next change.
-        leaving: Vec<Member>,
-    },
-    /// A table is in force for good: its `EpochFinal` is committed. Keys of earlier tables that this one does not name are
-    /// of no use any more.
-    InForce(Arc<TableInForce>),
-    /// A question is moot (decided, expired or its leader gone).
-    Withdraw {
-        /// Which.
-        id: ProposalId,
-    },
-    /// A role or leader changed.
-    Role {
-        /// The role now.
-        role: Role,
-        /// The term now.
-        term: Term,
-        /// The leader, when known.
-        leader: Option<NodeId>,
-    },
-    /// Something an operator should know.
-    Alarm(Alarm),
-    /// A promise was broken (not by this node): stop, say why, and do not come back by itself.
-    Halt(Halt),
-}
-
 /// A node's role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -709,6 +472,20 @@ pub enum Alarm {
     MalformedAppend {
         /// Who.
         from: NodeId,
+    },
+    /// Voters have another state at a mark than this leader: it does not lead on.
+    SnapshotDenied {
+        /// The mark.
+        index: LogIndex,
+        /// Who denied.
+        denied: Vec<NodeId>,
+    },
+    /// An offered snapshot is not what its certificate or its manifest says.
+    SnapshotFailed {
+        /// Who offered it.
+        from: NodeId,
+        /// The mark.
+        index: LogIndex,
     },
     /// A peer's election certificate did not verify; it is not followed.
     FalseLeader {

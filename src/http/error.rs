@@ -1,6 +1,6 @@
 //! The one place that turns failures into HTTP answers: for every error its status, its body and its headers.
 
-use crate::api::{ChangeError, ErrorBody, ProposeError, ReadError, StreamError, TransferError, VoteError};
+use crate::api::{ChangeError, ErrorBody, MarkError, ProposeError, ReadError, StreamError, TransferError, VoteError};
 use crate::limits::{MAX_HTTP_BODY, MAX_HTTP_QUERIES, MAX_HTTP_STREAMS};
 use crate::node::QueryError;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -39,6 +39,13 @@ pub(super) enum ApiError {
     #[error("{error}")]
     Transfer {
         error: TransferError,
+        /// The leader's HTTP address, when known.
+        leader: Option<String>,
+    },
+    /// No snapshot mark was appended.
+    #[error("{error}")]
+    Mark {
+        error: MarkError,
         /// The leader's HTTP address, when known.
         leader: Option<String>,
     },
@@ -137,6 +144,7 @@ impl ApiError {
             }
             Self::Change { error, .. } => change_verdict(error),
             Self::Transfer { error, .. } => transfer_verdict(error),
+            Self::Mark { error, .. } => mark_verdict(error),
             Self::Request(error) => request_verdict(error),
             Self::NotReady { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Overloaded => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
@@ -155,9 +163,10 @@ impl ApiError {
             message: self.to_string(),
             retryable: verdict.retryable,
             leader: match self {
-                Self::Propose { leader, .. } | Self::Change { leader, .. } | Self::Transfer { leader, .. } => {
-                    leader.clone()
-                }
+                Self::Propose { leader, .. }
+                | Self::Change { leader, .. }
+                | Self::Transfer { leader, .. }
+                | Self::Mark { leader, .. } => leader.clone(),
                 _ => None,
             },
             without_effect: verdict.without_effect,
@@ -282,10 +291,24 @@ fn transfer_verdict(error: &TransferError) -> Verdict {
     Verdict { error: value, ..verdict }
 }
 
+fn mark_verdict(error: &MarkError) -> Verdict {
+    let (code, value) = typed(error);
+    let status = match error {
+        MarkError::NotLeader { .. } | MarkError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+        MarkError::Refused { .. } => StatusCode::CONFLICT,
+    };
+    // A mark more than was wanted does no harm, but it may have been appended before the node closed.
+    let without_effect = !matches!(error, MarkError::Closed);
+    Verdict { error: value, without_effect, ..Verdict::later(status, code) }
+}
+
 fn query_verdict(error: &QueryError) -> Verdict {
     match error {
         QueryError::NotFound { .. } => Verdict::refused(StatusCode::NOT_FOUND, "not_found"),
         QueryError::NotCertified { .. } => Verdict::later(StatusCode::CONFLICT, "not_certified"),
+        QueryError::Pruned { .. } => Verdict::refused(StatusCode::GONE, "pruned"),
+        // Another node can answer.
+        QueryError::NotHere { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_here"),
         // A failed store stops its node; another node can answer.
         QueryError::Store(_) => {
             Verdict { retry_after: None, ..Verdict::later(StatusCode::INTERNAL_SERVER_ERROR, "store") }

@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use super::extract::{Body, NoParams, Params};
 use super::{Api, json, typed};
-use crate::api::{ChangeError, ChangeMembers, TransferError, TransferLeadership};
+use crate::api::{ChangeError, ChangeMembers, MarkError, TransferError, TransferLeadership};
 use crate::ids::{Epoch, NodeId};
 use axum::extract::State;
 use axum::response::Response;
@@ -46,6 +46,22 @@ pub(super) async fn transfer(
                 _ => None,
             };
             Err(ApiError::Transfer { error, leader })
+        }
+    }
+}
+
+pub(super) async fn mark_snapshot(
+    State(api): State<Api>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, ApiError> {
+    match api.handle.mark_snapshot().await {
+        Ok(marked) => json(&marked),
+        Err(error) => {
+            let leader = match &error {
+                MarkError::NotLeader { leader } => api.leader_address(*leader),
+                _ => None,
+            };
+            Err(ApiError::Mark { error, leader })
         }
     }
 }

@@ -30,6 +30,7 @@ fn table() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/v1/registry/config/{*key}", get(registry::config)),
         ("/v1/members", get(members::members).post(members::change)),
         ("/v1/leadership", post(members::transfer)),
+        ("/v1/snapshots", post(members::mark_snapshot)),
         ("/v1/key", post(members::make_key)),
         ("/v1/epochs", get(members::epochs)),
         ("/v1/status", get(operations::status)),

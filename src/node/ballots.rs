@@ -77,7 +77,7 @@ fn subject(ballot: &Ballot) -> Subject {
 
 impl<D: Devices> Executor<D> {
     pub(super) fn on_asked(&mut self, ballot: Arc<Ballot>) {
-        self.look_up(subject(&ballot), Question::Asked(ballot));
+        self.look_up_answer(ballot);
     }
 
     pub(super) fn on_own_vote(&mut self, id: ProposalId, granted: bool, done: oneshot::Sender<Result<(), VoteError>>) {
@@ -91,6 +91,11 @@ impl<D: Devices> Executor<D> {
         };
         // A caller that gave up is no news.
         let _gone = done.send(Err(refusal));
+    }
+
+    /// Looks for an answer on record to a question of the core, and answers it then.
+    pub(super) fn look_up_answer(&mut self, ballot: Arc<Ballot>) {
+        self.look_up(subject(&ballot), Question::Asked(ballot));
     }
 
     fn look_up(&mut self, subject: Subject, question: Question) {
@@ -156,6 +161,9 @@ impl<D: Devices> Executor<D> {
         // An answer is for ever: whoever asks again about the same request and payload gets it again.
         if let Some(granted) = looked.recorded {
             return self.feed(Input::Decide { id, granted, on_record: true });
+        }
+        if ballot.kind == Kind::SnapshotManifest {
+            return self.compare(ballot);
         }
         let changes_members = ballot.kind == Kind::Epoch;
         let valid = if changes_members { looked.table } else { is_valid(&ballot.payload) };

@@ -94,6 +94,12 @@ impl Signer {
                 let verdict = certificate.verify(tables.genesis_id(), tables.current(), tables.next());
                 Input::CertificateVerified { valid: holds("head certificate", verdict), certificate }
             }
+            Crypto::VerifySnapshot { offer, tables, balloted } => {
+                let verdict = offer.certificate.verify(tables.genesis_id(), tables.current(), tables.next());
+                let votes = offer.entry.header.verify_outcome(tables.genesis_id(), &balloted);
+                let valid = holds("head certificate of a snapshot", verdict) && votes.is_ok();
+                Input::SnapshotVerified { offer, valid }
+            }
             Crypto::SignVote { id, statement, under, key } => {
                 let signature = self.sign(&key, &statement.signed_bytes(&under))?;
                 Input::BallotSigned { id, statement, under, signature }

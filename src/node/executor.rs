@@ -9,6 +9,8 @@ use super::delivered::Delivered;
 pub use super::membership::Query;
 use super::membership::Waiters;
 use super::pending::{Origin, Pending};
+use super::snapshots::Snapshots;
+pub use super::snapshots::{SnapshotJob, SnapshotSettings};
 use crate::api::{ProposeError, Role, VoteError};
 use crate::certificate::{Entry, HeadCertificate, Kind, Policy, PublicKey, TableInForce};
 use crate::config::Rules;
@@ -47,6 +49,10 @@ pub trait Devices {
     fn look_up(&mut self, job: Lookup);
     /// Applies committed entries, in the order of these calls; told by [`Mail::applied`].
     fn apply(&mut self, entries: Vec<Arc<Entry>>);
+    /// Replaces the applied state by that of a snapshot, in order with [`Devices::apply`]; told by [`Mail::applied`].
+    fn restore(&mut self, index: LogIndex);
+    /// Works on the images held here, in the order of these calls; told by what is named at the job.
+    fn snapshot(&mut self, job: SnapshotJob);
     /// What the applied state knows of a request.
     fn answered(&self, key: &Digest) -> Option<Answered>;
     /// Requests that the applied state remembers.
@@ -99,6 +105,24 @@ pub enum Lookup {
     },
     /// Ballot answers on record, and whether a member table asked about keeps every rule. → [`Mail::records`].
     Records(Vec<(Subject, Option<Arc<Ballot>>)>),
+    /// A chunk of a snapshot for a peer. → [`Input::ChunkFetched`], always.
+    Chunk {
+        /// For whom.
+        peer: NodeId,
+        /// Echoed.
+        session: u64,
+        /// Which snapshot.
+        index: LogIndex,
+        /// Which chunk.
+        chunk: u32,
+    },
+    /// What a certified manifest is offered with. → [`Input::SnapshotOffered`], if that snapshot is here.
+    Offer {
+        /// The `SnapshotManifest` entry.
+        entry: Arc<Entry>,
+        /// It covers the entry.
+        certificate: Arc<HeadCertificate>,
+    },
     /// Proofs of membership changes for a peer. → [`Input::EpochsFetched`], always.
     Epochs {
         /// For whom.
@@ -168,6 +192,12 @@ pub struct View {
     pub retired: bool,
     /// `proposed_at` of the last entry here.
     pub log_time: u64,
+    /// The last entry that is in the log no more: a snapshot stands for it and those before.
+    pub compacted: LogIndex,
+    /// The newest snapshot that this node made or installed.
+    pub snapshot: LogIndex,
+    /// The snapshot that is being fetched: its index, chunks that are here, chunks in all.
+    pub installing: Option<(LogIndex, u32, u32)>,
     /// When everything that was known to be committed was last applied here, on the monotonic clock.
     pub fresh_at: Option<u64>,
 }
@@ -225,6 +255,7 @@ pub struct Executor<D> {
     pub(super) applied: LogIndex,
     pub(super) role: Role,
     pub(super) waiters: Waiters,
+    pub(super) snapshots: Snapshots,
     /// Every member known since this node started, with where it was reached last.
     pub(super) known: BTreeMap<NodeId, String>,
     pub(super) fresh_at: Option<u64>,
@@ -234,7 +265,7 @@ pub struct Executor<D> {
 impl<D> Executor<D> {
     /// An executor over a core and its devices; `applied` is what the devices' state has applied already.
     pub fn new(id: NodeId, core: Core, devices: D, settings: Settings, applied: LogIndex) -> Self {
-        let Settings { rules, max_pending, forward } = settings;
+        let Settings { rules, max_pending, forward, snapshots } = settings;
         Self {
             core,
             devices,
@@ -257,6 +288,7 @@ impl<D> Executor<D> {
             applied,
             role: Role::Follower,
             waiters: Waiters::default(),
+            snapshots: Snapshots::new(snapshots),
             known: BTreeMap::new(),
             fresh_at: None,
             stop: None,
@@ -293,6 +325,8 @@ pub struct Settings {
     pub max_pending: usize,
     /// Whether proposals are forwarded to the leader.
     pub forward: bool,
+    /// Marks and retention.
+    pub snapshots: SnapshotSettings,
 }
 
 impl<D: Devices> Executor<D> {
@@ -326,10 +360,15 @@ impl<D: Devices> Executor<D> {
             self.feed(Input::Applied { index: mail.applied });
         }
         if let Some(certificate) = self.certifying.shown(self.persisted, self.applied) {
-            self.devices.certified(certificate);
+            self.devices.certified(certificate.clone());
+            self.note_certified(certificate);
         }
         for input in mail.inputs {
+            let seen = matches!(input, Input::SnapshotTaken(_) | Input::SnapshotOffered(_)).then(|| input.clone());
             self.feed(input);
+            if let Some(input) = seen {
+                self.note_snapshot(&input);
+            }
         }
         if let Some(records) = mail.records {
             self.on_records(records);
@@ -359,6 +398,7 @@ impl<D: Devices> Executor<D> {
         if now >= self.retry_at {
             self.retry_pending(now);
         }
+        self.mark_when_due();
         if now >= self.waiters.handover_due() {
             self.stop.get_or_insert(Ended::Closed);
         }
@@ -391,6 +431,7 @@ impl<D: Devices> Executor<D> {
             }
             Effect::Commit { entries, .. } => {
                 for entry in &entries {
+                    self.note_manifest(entry);
                     self.on_committed(entry);
                 }
                 self.delivered.deliver(&entries);
@@ -402,6 +443,7 @@ impl<D: Devices> Executor<D> {
             Effect::Ask { ballot } => self.on_asked(ballot),
             Effect::Withdraw { id } => {
                 self.lookups.withdraw(&id);
+                self.snapshots.withdraw(&id);
                 self.devices.withdraw(&id);
             }
             effect @ (Effect::ReadReady { .. }
@@ -411,6 +453,13 @@ impl<D: Devices> Executor<D> {
             | Effect::FetchEpochs { .. }
             | Effect::Membership { .. }
             | Effect::InForce(_)) => self.on_membership(effect),
+            effect @ (Effect::Marked { .. }
+            | Effect::FetchChunk { .. }
+            | Effect::StageSnapshot { .. }
+            | Effect::StoreChunk { .. }
+            | Effect::CompleteSnapshot { .. }
+            | Effect::AbandonSnapshot { .. }
+            | Effect::Restore { .. }) => self.on_snapshot_effect(effect),
             Effect::Role { role, term, leader } => self.on_role(role, term, leader),
             Effect::Alarm(alarm) => self.on_alarm(&alarm),
             Effect::Halt(why) => {
@@ -522,6 +571,13 @@ impl<D: Devices> Executor<D> {
             Alarm::MalformedAppend { from } => {
                 tracing::warn!(%from, "the leader's entries are malformed; they are ignored");
             }
+            Alarm::SnapshotDenied { index, denied } => {
+                let denied: Vec<String> = denied.iter().map(ToString::to_string).collect();
+                tracing::error!(%index, ?denied, "a quorum has another state at the mark than this leader: it does not lead on, and halts once their manifest is committed; compare the nodes with `concordat audit`");
+            }
+            Alarm::SnapshotFailed { from, index } => {
+                tracing::warn!(%from, %index, "an offered snapshot is not what its certificate or its manifest says; it is ignored");
+            }
             Alarm::FalseLeader { claimant, term } => {
                 tracing::warn!(%claimant, %term, "a claim to lead is not proved; it is ignored");
             }
@@ -550,6 +606,9 @@ impl<D: Devices> Executor<D> {
             matched: matched.filter_map(|m| Some((m, core.matched(&m)?))).collect(),
             retired: core.is_retired(),
             log_time: core.log_time(),
+            compacted: core.compacted(),
+            snapshot: core.snapshot_taken().map_or(LogIndex::ZERO, |m| m.index).max(core.compacted()),
+            installing: core.installing().map(|(m, here)| (m.index, here, m.chunks())),
             fresh_at: self.fresh_at,
         };
         self.devices.publish(view);

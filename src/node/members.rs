@@ -4,11 +4,11 @@ use super::executor::Event;
 use super::handle::{Handle, random};
 use super::membership::Query;
 use crate::api::{
-    ChangeError, ChangeMembers, ChangedMembers, Consistency, MemberOp, Members, NewKey, ReadError, TransferError,
-    Transferred,
+    ChangeError, ChangeMembers, ChangedMembers, Consistency, MarkError, Marked, MemberOp, Members, NewKey, ReadError,
+    TransferError, Transferred,
 };
 use crate::certificate::{Member, MemberTable, Role, SecretKey, TableInForce};
-use crate::core::{Change, ChangeRefusal, Transfer};
+use crate::core::{Change, ChangeRefusal, MarkRefusal, Transfer};
 use crate::ids::{LogIndex, NodeId};
 use crate::limits::{DEFAULT_TTL_MS, MAX_TTL_MS, MIN_TTL_MS, READ_WAIT_MS};
 use std::sync::Arc;
@@ -134,6 +134,21 @@ impl Handle {
             Transfer::Replaced => Err(TransferError::Replaced),
             Transfer::NotLeader => Err(TransferError::NotLeader { leader }),
             Transfer::NoTarget => Err(TransferError::NoTarget),
+        }
+    }
+
+    /// Appends a snapshot mark: every node makes an image of its state there, and what a certified one stands for may be
+    /// pruned. Only at the leader.
+    ///
+    /// # Errors
+    /// [`MarkError`].
+    pub async fn mark_snapshot(&self) -> Result<Marked, MarkError> {
+        let (done, marked) = oneshot::channel();
+        self.query(Query::Mark { done }).await.ok_or(MarkError::Closed)?;
+        match marked.await.map_err(|_| MarkError::Closed)? {
+            Ok(index) => Ok(Marked { index }),
+            Err(MarkRefusal::NotLeader { leader }) => Err(MarkError::NotLeader { leader }),
+            Err(refusal) => Err(MarkError::Refused { refusal }),
         }
     }
 

@@ -4,7 +4,7 @@
 use super::Ended;
 use super::executor::{Devices, Executor, Lookup};
 use crate::certificate::{Member, MemberTable, TableInForce};
-use crate::core::{Change, ChangeRefusal, Effect, Input, Tables, Transfer};
+use crate::core::{Change, ChangeRefusal, Effect, Input, MarkRefusal, Tables, Transfer};
 use crate::ids::{Epoch, LogIndex, NodeId};
 use crate::transport::Peer;
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +44,11 @@ pub enum Query {
         /// Told the index; `None`: nobody can say now.
         done: oneshot::Sender<Option<LogIndex>>,
     },
+    /// Append a snapshot mark.
+    Mark {
+        /// Told its index, or why there is none.
+        done: oneshot::Sender<Result<LogIndex, MarkRefusal>>,
+    },
     /// The store holds another set of keys.
     Keys,
     /// Membership changes learned outside the log, verified.
@@ -61,7 +66,7 @@ pub(super) struct Waiters {
 }
 
 impl<D: Devices> Executor<D> {
-    fn next_handle(&mut self) -> u64 {
+    pub(super) fn next_handle(&mut self) -> u64 {
         let handle = self.next_handle;
         self.next_handle += 1;
         handle
@@ -88,6 +93,7 @@ impl<D: Devices> Executor<D> {
                 self.waiters.reads.insert(handle, done);
                 self.feed(Input::Read { handle });
             }
+            Query::Mark { done } => self.on_mark(done),
             Query::Keys => self.feed(Input::Keys(self.devices.public_keys())),
             Query::Epochs(tables) => self.feed(Input::EpochsVerified { tables, in_flight: None }),
         }

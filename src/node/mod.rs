@@ -11,6 +11,7 @@ mod delivered;
 mod epochs;
 pub mod executor;
 mod handle;
+pub mod image;
 mod mailbox;
 mod members;
 mod membership;
@@ -18,6 +19,8 @@ mod owner;
 mod pending;
 mod queries;
 mod shared;
+mod snapshots;
+mod snapshotter;
 mod streams;
 
 pub use crypto::Signer;
@@ -25,7 +28,7 @@ pub use handle::Handle;
 pub use members::Freshness;
 pub use queries::QueryError;
 
-use crate::certificate::{CertificateError, EpochChain, Genesis, PublicKey, TableInForce};
+use crate::certificate::{CertificateError, EpochChain, Genesis, Kind, PublicKey, TableInForce};
 use crate::config::Config;
 use crate::core::{self, Core};
 use crate::ids::{LogIndex, NodeId};
@@ -38,11 +41,12 @@ use crate::wire::Frame;
 use applied::{Applier, Replica};
 use clock::Clock;
 use crypto::Pool;
-use executor::{Executor, Settings};
+use executor::{Executor, Settings, SnapshotSettings};
 use mailbox::Mailbox;
 use owner::{Machine, Owner};
 use rand::TryRngCore;
 use shared::{Parts, Shared};
+use snapshotter::{Moment, Snapshotter, read_image};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -134,6 +138,11 @@ pub enum StartError {
     /// The proofs of membership changes given.
     #[error("the proofs of membership changes do not follow from the genesis: {0}")]
     Epochs(Box<CertificateError>),
+    /// The log begins after a snapshot that cannot be read.
+    #[error(
+        "the log begins after {0}, but no snapshot that stands for the entries before can be read: bring this member back with a fresh store (`concordat init --rejoin`) and a membership change"
+    )]
+    NoState(LogIndex),
     /// The log contains an entry that the state machine cannot follow.
     #[error("the store's log has no entry {0}, which its newest certificate covers")]
     Gap(LogIndex),
@@ -146,7 +155,8 @@ pub enum StartError {
 pub async fn start(options: Options) -> Result<Handle, StartError> {
     let Options { data, genesis, listen, http, config, join, epochs } = options;
     let identity = Identity::load(&data.join(transport::IDENTITY_FILE))?;
-    let (store, recovered, replica) = open(data, genesis.clone()).await?;
+    let Opened { store, recovered, replica, unfinished } = open(data, genesis.clone()).await?;
+    let (manifest, certificate) = (replica.manifest_entry().cloned(), recovered.restored.certificate.clone());
     let id = identity.did();
     if recovered.did != id {
         return Err(StartError::ForeignStore { identity: id, store: recovered.did });
@@ -187,7 +197,8 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     let mailbox = Arc::new(Mailbox::default());
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
     let pool = Pool::start(threads, &signer, &mailbox)?;
-    let applier = Applier::start(shared.clone(), mailbox.clone())?;
+    let (snapshotter, jobs) = Snapshotter::start(shared.clone(), mailbox.clone())?;
+    let applier = Applier::start(shared.clone(), mailbox.clone(), jobs.clone())?;
     let completed = mailbox.clone();
     let committer = store.start(move |result| match result {
         Ok(seq) => completed.persisted(seq),
@@ -201,12 +212,26 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         committer,
         pool,
         applier,
+        snapshotter,
+        jobs: jobs.clone(),
         clock,
         tasks: TaskTracker::new(),
     };
-    let settings = Settings { rules: config.rules, max_pending: config.limits.pending, forward: config.http.forward };
+    let snapshots = SnapshotSettings { every: config.snapshots.every, retain: config.snapshots.retain };
+    let settings =
+        Settings { rules: config.rules, max_pending: config.limits.pending, forward: config.http.forward, snapshots };
     let mut executor = Executor::new(id, core, machine, settings, applied);
     executor.remember(members_of_old);
+    let newest = store.snapshots().pop();
+    if let Some(moment) = unfinished {
+        jobs.take(moment);
+    }
+    drop(jobs);
+    let index = newest.as_ref().map_or(LogIndex::ZERO, |m| m.index);
+    if let Some(newest) = newest {
+        mailbox.put(core::Input::SnapshotTaken(Arc::new(newest)));
+    }
+    executor.resume_snapshots(index, manifest, certificate);
     executor.show();
     let owner = Owner { executor, mailbox, clock, events, incoming };
     tokio::spawn(supervise(owner, shared.clone()));
@@ -234,23 +259,52 @@ async fn supervise(owner: Owner, shared: Arc<Shared>) {
     }
 }
 
-/// Opens the store, pins the genesis, and replays the state machine up to the newest certificate.
-async fn open(data: PathBuf, genesis: Genesis) -> Result<(Store, crate::storage::Recovered, Replica), StartError> {
+/// What opening gives.
+struct Opened {
+    store: Store,
+    recovered: crate::storage::Recovered,
+    replica: Replica,
+    /// The newest mark that was applied, when its image was never finished.
+    unfinished: Option<Moment>,
+}
+
+/// Opens the store, pins the genesis, and brings the state machine up to the newest certificate: from the newest snapshot,
+/// if there is one.
+async fn open(data: PathBuf, genesis: Genesis) -> Result<Opened, StartError> {
     let opened = tokio::task::spawn_blocking(move || {
         let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(|e| StartError::Open(Box::new(e)))?;
         store.pin_genesis(&genesis).map_err(|e| StartError::Pin(Box::new(e)))?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
-        let mut replica = Replica::new(&genesis);
-        let mut next = LogIndex(1);
+        let base = store.base();
+        // What the core calls committed at its start; it delivers what comes after.
+        let known = certified.max(base);
+        let snapshot = store.snapshots().into_iter().rev().find(|manifest| manifest.index <= known);
+        let mut replica = match snapshot.and_then(|manifest| read_image(&store, &manifest)) {
+            Some(image) => Replica::from_image(&genesis, image),
+            None if base > LogIndex::ZERO => return Err(StartError::NoState(base)),
+            None => Replica::new(&genesis),
+        };
+        let mut unfinished = None;
+        let mut next = replica.state.applied().next();
+        // Between the log's beginning and the snapshot, nothing is applied but indexed.
+        let mut archived = LogIndex(store.archived()).next();
+        while archived < next {
+            let entries = store.read(archived, next.prev(), MAX_APPEND_BYTES)?;
+            store.archive(&entries)?;
+            archived = entries.last().map(|e| e.index().next()).ok_or(StartError::Gap(archived))?;
+        }
         while next <= certified {
             let entries = store.read(next, certified, MAX_APPEND_BYTES)?;
+            store.archive(&entries)?;
             for entry in &entries {
                 replica.apply(entry);
+                if entry.header.kind == Kind::SnapshotMark {
+                    unfinished = Some(replica.moment());
+                }
             }
-            store.archive(&entries)?;
             next = entries.last().map(|e| e.index().next()).ok_or(StartError::Gap(next))?;
         }
-        Ok((store, recovered, replica))
+        Ok(Opened { store, recovered, replica, unfinished })
     });
     opened.await.map_err(std::io::Error::other)?
 }
@@ -265,6 +319,7 @@ fn core_options(config: &Config) -> core::Options {
         max_pending: config.limits.pending,
         max_uncommitted_bytes: config.limits.uncommitted_bytes,
         max_clock_difference_ms: ms(config.consensus.max_clock_difference),
+        snapshot_bytes_per_s: config.snapshots.fetch_bytes_per_s,
         seed: u64::from_be_bytes(seed),
     }
 }

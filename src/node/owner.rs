@@ -4,13 +4,14 @@ use super::Ended;
 use super::applied::Applier;
 use super::clock::Clock;
 use super::crypto::Pool;
-use super::executor::{Devices, Event, Executor, Looked, Lookup, Observed, Subject, View};
+use super::executor::{Devices, Event, Executor, Looked, Lookup, Observed, SnapshotJob, Subject, View};
 use super::mailbox::Mailbox;
 use super::shared::Shared;
+use super::snapshotter::{Jobs, Snapshotter};
 use crate::api::ProposeError;
-use crate::certificate::{Entry, HeadCertificate, MemberTable, PublicKey, TableInForce};
-use crate::core::{Ballot, Crypto, Input, Now, Tables, Write};
-use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId};
+use crate::certificate::{Entry, HeadCertificate, MemberTable, PublicKey, SnapshotManifest, TableInForce};
+use crate::core::{Ballot, Crypto, Input, Now, SnapshotOffer, Tables, Write};
+use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use crate::limits;
 use crate::registry::Answered;
 use crate::storage::{Committer, ReadError};
@@ -31,6 +32,8 @@ pub(super) struct Machine {
     pub(super) committer: Committer,
     pub(super) pool: Pool,
     pub(super) applier: Applier,
+    pub(super) snapshotter: Snapshotter,
+    pub(super) jobs: Jobs,
     pub(super) clock: Clock,
     /// What reads or writes the store beside the committer; the store is closed when all have ended.
     pub(super) tasks: TaskTracker,
@@ -88,7 +91,7 @@ impl Owner {
 
     async fn finish(self, broken: Option<Ended>) {
         let (machine, stop) = self.executor.dismiss();
-        let Machine { shared, committer, pool, applier, tasks, .. } = machine;
+        let Machine { shared, committer, pool, applier, snapshotter, jobs, tasks, .. } = machine;
         shared.transport.close().await;
         tasks.close();
         tasks.wait().await;
@@ -96,6 +99,8 @@ impl Owner {
             pool.close();
             committer.close();
             applier.close();
+            drop(jobs);
+            snapshotter.close();
         });
         if ended.await.is_err() {
             tracing::error!("a thread of this node panicked while it closed");
@@ -117,6 +122,11 @@ impl Machine {
                 Ok((entries, prev_term)) => {
                     mailbox.put(Input::Fetched { peer, session, prev_term, prev_root: None, entries });
                 }
+                // Pruned a moment ago: the core knows, and offers a snapshot.
+                Err(ReadError::Compacted { .. } | ReadError::NotHere { .. }) => {
+                    let (prev_term, entries) = (Term::ZERO, Vec::new());
+                    mailbox.put(Input::Fetched { peer, session, prev_term, prev_root: None, entries });
+                }
                 Err(why) => mailbox.fail(format!("entries from {from} cannot be read back: {why}")),
             }
         });
@@ -133,6 +143,35 @@ impl Machine {
             match subjects.into_iter().map(read).collect::<Result<_, ReadError>>() {
                 Ok(records) => mailbox.looked(records),
                 Err(why) => mailbox.fail(format!("votes on record cannot be read: {why}")),
+            }
+        });
+    }
+
+    fn fetch_chunk(&self, peer: NodeId, session: u64, index: LogIndex, chunk: u32) {
+        let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
+        self.tasks.spawn_blocking(move || {
+            let found = store.chunk(index, chunk).unwrap_or_else(|why| {
+                tracing::error!(%index, chunk, %why, "a chunk of a snapshot cannot be read");
+                None
+            });
+            mailbox.put(Input::ChunkFetched { peer, session, index, chunk, found });
+        });
+    }
+
+    /// Offers a certified snapshot, if this node holds that very one.
+    fn offer(&self, entry: Arc<Entry>, certificate: Arc<HeadCertificate>) {
+        let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
+        self.tasks.spawn_blocking(move || {
+            let Ok(manifest) = SnapshotManifest::decode(&entry.body.payload) else { return };
+            if !store.snapshots().contains(&manifest) {
+                return;
+            }
+            match store.inclusion_path(entry.index().prev().0, certificate.head.size) {
+                Ok(path) => {
+                    let offer = SnapshotOffer { manifest, entry, path, certificate };
+                    mailbox.put(Input::SnapshotOffered(Arc::new(offer)));
+                }
+                Err(why) => tracing::warn!(%why, "a snapshot cannot be offered"),
             }
         });
     }
@@ -175,11 +214,21 @@ impl Devices for Machine {
             Lookup::Entries { peer, session, from, to } => self.fetch(peer, session, from, to),
             Lookup::Records(subjects) => self.read_records(subjects),
             Lookup::Epochs { peer, above } => self.fetch_epochs(peer, above),
+            Lookup::Chunk { peer, session, index, chunk } => self.fetch_chunk(peer, session, index, chunk),
+            Lookup::Offer { entry, certificate } => self.offer(entry, certificate),
         }
     }
 
     fn apply(&mut self, entries: Vec<Arc<Entry>>) {
         self.applier.apply(entries);
+    }
+
+    fn restore(&mut self, index: LogIndex) {
+        self.applier.restore(index);
+    }
+
+    fn snapshot(&mut self, job: SnapshotJob) {
+        self.jobs.work(job);
     }
 
     fn answered(&self, key: &Digest) -> Option<Answered> {

@@ -4,11 +4,11 @@ use super::epochs::epoch_of;
 use super::handle::Handle;
 use super::shared::json;
 use crate::api::{
-    CertificatePage, ConsensusSnapshot, EntryPage, EntryView, MemberStatus, ProposalState, ProposalStatus, Standing,
-    Status,
+    CertificatePage, ConsensusSnapshot, EntryPage, EntryView, Installing, MemberStatus, ProposalState, ProposalStatus,
+    Standing, Status,
 };
 use crate::certificate::{
-    CommitCertificate, Entry, EpochChain, HeadCertificate, Kind, Receipt, Request, Role as MemberRole,
+    CommitCertificate, Entry, EpochChain, HeadCertificate, Header, Kind, Receipt, Request, Role as MemberRole,
 };
 use crate::ids::{Epoch, LogIndex, NodeId, ProposalId};
 use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
@@ -34,9 +34,39 @@ pub enum QueryError {
         /// How far certificates reach.
         certified: LogIndex,
     },
+    /// Its payload is pruned: a snapshot stands for it. Header, certificates and receipt are kept.
+    #[error(
+        "the payload of entry {index} is pruned here: payloads begin at {first}; its header, certificate and receipt are kept"
+    )]
+    Pruned {
+        /// Which.
+        index: LogIndex,
+        /// The first entry whose payload is here.
+        first: LogIndex,
+    },
+    /// This node began with a snapshot, and what lies before was not fetched.
+    #[error(
+        "entry {index} is not on this node, which began with a snapshot: it holds headers from {from} on; ask another node"
+    )]
+    NotHere {
+        /// Which.
+        index: LogIndex,
+        /// The first entry whose header is here.
+        from: LogIndex,
+    },
     /// The store failed.
     #[error("the store failed: {0}")]
-    Store(#[from] ReadError),
+    Store(ReadError),
+}
+
+impl From<ReadError> for QueryError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Compacted { index, base } => Self::Pruned { index, first: base.next() },
+            ReadError::NotHere { index, from } => Self::NotHere { index, from },
+            other => Self::Store(other),
+        }
+    }
 }
 
 pub(super) fn not_found(what: impl std::fmt::Display) -> QueryError {
@@ -109,9 +139,28 @@ impl Handle {
     pub fn entries(&self, from: LogIndex, limit: usize) -> Result<EntryPage, QueryError> {
         let (from, applied) = (from.max(LogIndex(1)), self.applied());
         let to = LogIndex((from.0 - 1).saturating_add(limit.clamp(1, MAX_PAGE) as u64)).min(applied);
-        let read = if from > to { Vec::new() } else { self.shared.store.read(from, to, MAX_APPEND_BYTES)? };
-        let next = read.last().map(|e| e.index().next()).filter(|n| *n <= applied);
-        Ok(EntryPage { entries: read.iter().map(|e| view(e)).collect(), next, commit_index: applied })
+        let base = self.shared.store.base();
+        let entries: Vec<EntryView> = if from > to {
+            Vec::new()
+        } else if from <= base {
+            self.below(from, to.min(base))?
+        } else {
+            self.shared.store.read(from, to, MAX_APPEND_BYTES)?.iter().map(|e| view(e)).collect()
+        };
+        let next = entries.last().map(|e| e.index.next()).filter(|n| *n <= applied);
+        Ok(EntryPage { entries, next, commit_index: applied })
+    }
+
+    /// Entries that a snapshot stands for: their headers, and what is kept besides.
+    fn below(&self, from: LogIndex, to: LogIndex) -> Result<Vec<EntryView>, QueryError> {
+        let records = (from.0..=to.0).map(LogIndex).map(|index| {
+            let record = self.shared.store.record(index)?.ok_or_else(|| not_found(format!("entry {index}")))?;
+            Ok(match record {
+                (header, Some(body)) => view_of(&header, Some(&Entry { header: header.clone(), body })),
+                (header, None) => view_of(&header, None),
+            })
+        });
+        records.collect()
     }
 
     /// One committed entry. Blocking.
@@ -119,6 +168,9 @@ impl Handle {
     /// # Errors
     /// [`QueryError`].
     pub fn entry(&self, index: LogIndex) -> Result<EntryView, QueryError> {
+        if index > LogIndex::ZERO && index <= self.shared.store.base().min(self.applied()) {
+            return self.below(index, index)?.pop().ok_or_else(|| not_found(format!("entry {index}")));
+        }
         Ok(view(&*self.committed_entry(index)?))
     }
 
@@ -127,8 +179,12 @@ impl Handle {
     /// # Errors
     /// [`QueryError`].
     pub fn receipt(&self, index: LogIndex) -> Result<Receipt, QueryError> {
-        let entry = self.committed_entry(index)?;
-        let certificate = self.certificate_for(&entry)?;
+        let missing = || not_found(format!("entry {index}"));
+        let committed = (LogIndex(1)..=self.applied()).contains(&index);
+        let record = if committed { self.shared.store.record(index)? } else { None };
+        // A receipt proves the entry with its payload pruned, too.
+        let (header, body) = record.ok_or_else(missing)?;
+        let certificate = self.certificate_for(&header)?;
         let size = certificate.head.size;
         let last_header =
             self.shared.store.header(LogIndex(size))?.ok_or_else(|| not_found(format!("entry {size}")))?;
@@ -138,8 +194,8 @@ impl Handle {
         let outline = self.shared.replica().epochs.chain(Epoch::ZERO, upto, Some(&certificate));
         let chain = outline.prove(store, usize::MAX)?;
         Ok(Receipt {
-            header: entry.header.clone(),
-            body: Some(entry.body.clone()),
+            header,
+            body,
             path: store.inclusion_path(index.0 - 1, size)?,
             certificate: (*certificate).clone(),
             last_header,
@@ -159,15 +215,15 @@ impl Handle {
 
     /// The smallest head certificate that covers an entry, of those that are announced: durable, and within what is
     /// applied (and so indexed) here.
-    fn certificate_for(&self, entry: &Entry) -> Result<Arc<HeadCertificate>, QueryError> {
-        let index = entry.index();
+    fn certificate_for(&self, header: &Header) -> Result<Arc<HeadCertificate>, QueryError> {
+        let index = header.index;
         let certified = LogIndex(self.shared.certified_size());
         // The store may hold one more, whose write is not durable yet.
         let shown = self.shared.store.certificate_covering(index)?.filter(|c| c.head.size <= certified.0);
         let shown = shown.ok_or(QueryError::NotCertified { index, certified })?;
         // What was granted by signing is proved by its own epoch's members only. A node that joined later holds no
         // certificate of that epoch but the one that closed it, which stands in the log.
-        let epoch = entry.header.epoch;
+        let epoch = header.epoch;
         if epoch_of(&shown) == epoch {
             return Ok(shown);
         }
@@ -177,7 +233,7 @@ impl Handle {
 
     /// What proves one entry, without the parts that only a receipt needs. Blocking.
     pub(super) fn commit_certificate(&self, entry: &Entry) -> Result<CommitCertificate, QueryError> {
-        let certificate = self.certificate_for(entry)?;
+        let certificate = self.certificate_for(&entry.header)?;
         let size = certificate.head.size;
         let last = self.shared.store.header(LogIndex(size))?.ok_or_else(|| not_found(format!("entry {size}")))?;
         let path = self.shared.store.inclusion_path(entry.index().0 - 1, size)?;
@@ -258,7 +314,9 @@ impl Handle {
             genesis_id: shared.genesis_id,
             snapshot: self.consensus_snapshot(),
             leader: view.leader,
-            first_index: LogIndex(1).min(view.last),
+            first_index: view.compacted.next().min(view.last),
+            snapshot_index: Some(view.snapshot).filter(|index| *index > LogIndex::ZERO),
+            installing: view.installing.map(|(index, here, chunks)| Installing { index, here, chunks }),
             last_index: view.last,
             durable_index: view.durable,
             applied_index: self.applied(),
@@ -300,14 +358,20 @@ impl Handle {
 }
 
 fn view(entry: &Entry) -> EntryView {
+    view_of(&entry.header, Some(entry))
+}
+
+/// Without the entry when its payload is pruned.
+fn view_of(header: &Header, entry: Option<&Entry>) -> EntryView {
+    let payload = entry.filter(|_| header.kind == Kind::Proposal).map(|entry| json(&entry.body.payload));
     EntryView {
-        index: entry.index(),
-        term: entry.term(),
-        kind: entry.header.kind,
-        id: entry.header.proposal_id,
-        proposed_at: entry.header.proposed_at,
-        header: hex::encode(entry.header.encode()),
-        entry: Some(BASE64.encode(entry.encode())),
-        payload: (entry.header.kind == Kind::Proposal).then(|| json(&entry.body.payload)),
+        index: header.index,
+        term: header.term,
+        kind: header.kind,
+        id: header.proposal_id,
+        proposed_at: header.proposed_at,
+        header: hex::encode(header.encode()),
+        entry: entry.map(|entry| BASE64.encode(entry.encode())),
+        payload,
     }
 }

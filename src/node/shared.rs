@@ -146,6 +146,16 @@ impl Shared {
         }
     }
 
+    /// A snapshot's state took the place of the applied one: whoever waits for what it knows is told.
+    pub(super) fn wake_answered(&self) {
+        let keys: Vec<Digest> = lock(&self.waiters).keys().copied().collect();
+        let replica = self.replica();
+        let found = keys.iter().filter_map(|key| Some((*key, replica.state.answered(key)?.index)));
+        let found: Vec<(Digest, LogIndex)> = found.collect();
+        drop(replica);
+        self.wake(&found);
+    }
+
     /// A request that a leader had taken will not come to be applied by this node's doing.
     pub(super) fn give_up(&self, key: &Digest, why: ProposeError) {
         finish(lock(&self.waiters).remove(key), &Err(why));

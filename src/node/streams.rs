@@ -82,6 +82,9 @@ impl Handle {
                 Ok(read) => return Ok(read),
                 Err(Ended::Closed) => return Err(StreamError::Closed),
                 Err(Ended::Query(QueryError::NotCertified { .. })) => {}
+                Err(Ended::Query(QueryError::Pruned { first, .. } | QueryError::NotHere { from: first, .. })) => {
+                    return Err(StreamError::Pruned { first });
+                }
                 Err(Ended::Query(why)) => return Err(StreamError::Store { detail: why.to_string() }),
             }
             tokio::select! {

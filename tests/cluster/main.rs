@@ -8,4 +8,5 @@ mod members;
 #[path = "../support/ports.rs"]
 mod ports;
 mod proposals;
+mod snapshots;
 mod support;

@@ -263,7 +263,7 @@ fn a_full_disk_stops_the_committer_and_loses_nothing_acknowledged() {
 #[test]
 fn a_full_disk_at_open_is_no_damage() {
     let recording = Recording::new();
-    recording.run(&[("CRASH_SEED", "8"), ("CRASH_STEPS", "1"), ("FULL_AFTER", "1500")]);
+    recording.run(&[("CRASH_SEED", "8"), ("CRASH_STEPS", "1"), ("FULL_AFTER", "2500")]);
     let told = recording.notes();
     assert!(told.contains("E cannot open") && told.contains("free disk space"), "{told}");
     assert!(Store::open(&recording.dir().join("store")).is_ok(), "there is room again");

@@ -22,7 +22,7 @@ async fn a_repeat_is_answered_with_the_first_outcome_and_another_payload_is_refu
     assert_eq!((again.index, again.repeated), (first.index, true));
     let (status, body) = error(served.post("/v1/proposals", &propose("b"))).await;
     assert_eq!((status, &*body.code), (StatusCode::CONFLICT, "request_id_reused"));
-    assert!(body.without_effect && !body.retryable);
+    assert!(!body.without_effect && !body.retryable, "an earlier attempt may come in yet");
     served.close().await;
 }
 

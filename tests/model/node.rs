@@ -208,6 +208,7 @@ impl Node {
         let restored = Restored {
             hard: disk.hard.clone(),
             certificate: disk.certificate.clone(),
+            compacted: LogIndex::ZERO,
             frontier: Frontier::default(),
             terms: Vec::new(),
             last_proposed_at: 0,
@@ -366,6 +367,13 @@ impl Run<'_> {
                 self.inputs.push_back(Input::EpochsFetched { peer, chain: EpochChain::default() });
             }
             Effect::Fetch { .. } => unreachable!("logs are far shorter than the window"),
+            Effect::Marked { .. }
+            | Effect::FetchChunk { .. }
+            | Effect::StageSnapshot { .. }
+            | Effect::StoreChunk { .. }
+            | Effect::CompleteSnapshot { .. }
+            | Effect::AbandonSnapshot { .. }
+            | Effect::Restore { .. } => unreachable!("no scope marks a snapshot"),
             Effect::Halt(_) | Effect::Alarm(_) => self.facts.push(Fact::Broken(Rule::Assertion)),
             Effect::Certified(_)
             | Effect::Admitted { .. }

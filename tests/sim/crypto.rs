@@ -91,6 +91,11 @@ impl Hashes {
                 let valid = valid(&certificate.halves, &tables, |u| certificate.head.signed_bytes(u));
                 Input::CertificateVerified { certificate, valid }
             }
+            Crypto::VerifySnapshot { offer, tables, .. } => {
+                let (certificate, head) = (&offer.certificate, offer.certificate.head);
+                let valid = valid(&certificate.halves, &tables, |u| head.signed_bytes(u));
+                Input::SnapshotVerified { offer, valid }
+            }
             Crypto::SignVote { id, statement, under, key } => {
                 let held = self.keys.contains(&key);
                 let signature = held.then(|| sign(&key, &statement.signed_bytes(&under)))?;

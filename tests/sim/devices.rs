@@ -4,8 +4,8 @@
 use concordat::api::ProposeError;
 use concordat::certificate::{Entry, HeadCertificate, PublicKey, TableInForce};
 use concordat::core::{Alarm, Ballot, Crypto, Effect, Now, Tables, Write};
-use concordat::ids::{Digest, NodeId, ProposalId};
-use concordat::node::executor::{Devices, Lookup, Observed, View};
+use concordat::ids::{Digest, LogIndex, NodeId, ProposalId};
+use concordat::node::executor::{Devices, Lookup, Observed, SnapshotJob, View};
 use concordat::registry::{Answered, State};
 use concordat::telemetry::Outcome;
 use concordat::transport::Peer;
@@ -23,6 +23,8 @@ pub(crate) enum Asked {
     Compute(Crypto),
     LookUp(Lookup),
     Apply(Vec<Arc<Entry>>),
+    Restore(LogIndex),
+    Snapshot(SnapshotJob),
     SettleKeys(TableInForce),
     Connect(Vec<Peer>),
     Certified(Arc<HeadCertificate>),
@@ -96,6 +98,14 @@ impl Devices for SimDevices {
 
     fn apply(&mut self, entries: Vec<Arc<Entry>>) {
         self.asked.push(Asked::Apply(entries));
+    }
+
+    fn restore(&mut self, index: LogIndex) {
+        self.asked.push(Asked::Restore(index));
+    }
+
+    fn snapshot(&mut self, job: SnapshotJob) {
+        self.asked.push(Asked::Snapshot(job));
     }
 
     fn answered(&self, key: &Digest) -> Option<Answered> {

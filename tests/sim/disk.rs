@@ -8,6 +8,7 @@
 use crate::chain::Chain;
 use crate::machine::Machine;
 use crate::rng::Rng;
+use crate::snapshots::Images;
 use concordat::certificate::merkle::Frontier;
 use concordat::certificate::{Entry, HeadCertificate, Kind, PublicKey};
 use concordat::core::{CastVote, HardState, Restored, Write};
@@ -64,6 +65,7 @@ pub(crate) struct Disk {
     pub(crate) store: usize,
     /// When the newest write under way completes, microseconds.
     pub(crate) busy_until: u64,
+    pub(crate) images: Images,
     /// Writes issued while stalled never complete.
     pub(crate) stalled: bool,
     /// Until when every write takes much longer, microseconds.
@@ -130,6 +132,13 @@ impl Disk {
             self.watermark.0 = hard.term;
             self.hard = hard;
         }
+        if let Some(base) = write.base {
+            // Begun anew: whatever was there is replaced by what the snapshot stands for.
+            let index = base.index();
+            self.watermark.1 = self.watermark.1.min(index);
+            self.log = self.images.history.remove(&index).expect("written down when it was handed over");
+            self.images.compacted = index;
+        }
         if let Some(first) = write.entries.first() {
             // Lowered before anything is cut off.
             self.watermark.1 = self.watermark.1.min(first.index().prev());
@@ -159,6 +168,8 @@ impl Disk {
         let lost = self.pending.len();
         self.torn = lost > 0 && rng.chance(500);
         self.pending.clear();
+        self.images.crash(|| rng.chance(300));
+        self.images.history.clear();
         self.busy_until = 0;
         (self.fails, self.failed) = (false, false);
         Loss { lost, kept, torn: self.torn }
@@ -207,13 +218,18 @@ impl Disk {
 
     /// What a shell gives back after a restart: what is certified by its terms and tree only, or the log from its start.
     pub(crate) fn restore(&mut self, from_start: bool, keys: Vec<PublicKey>) -> Restored {
-        let certified = self.certified();
+        let certified = self.certified().max(self.images.compacted);
         self.covered.advance(&self.log, certified);
-        let base = if from_start { Covered::default() } else { self.covered.clone() };
+        let base = if from_start && self.images.compacted == LogIndex::ZERO {
+            Covered::default()
+        } else {
+            self.covered.clone()
+        };
         let after = &self.log.links()[usize::try_from(base.machine.applied.0).expect("small logs")..];
         Restored {
             hard: self.hard.clone(),
             certificate: self.certificate.clone(),
+            compacted: self.images.compacted,
             frontier: base.frontier,
             terms: base.terms,
             last_proposed_at: base.last_proposed_at,

@@ -88,7 +88,8 @@ impl World {
             Ok(true) => self.coverage.count("fault", "torn write dropped by its checksum"),
             Ok(false) => {}
         }
-        let certified = self.nodes[node].disk.certified();
+        let disk = &self.nodes[node].disk;
+        let (compacted, certified) = (disk.images.compacted, disk.certified().max(disk.images.compacted));
         // Long logs take long to read.
         let from_start = self.rng.chance(if certified < LogIndex(300) { 500 } else { 50 });
         let keys = self.public_keys(node);
@@ -97,12 +98,17 @@ impl World {
         let options = Options { seed, ..self.config.options.clone() };
         let core = Core::new(id_of(node), &self.genesis, restored, options, self.clock(node));
         let now = self.clock(node);
-        let settings = Settings { rules: rules(), max_pending: MAX_PENDING, forward: self.config.forward };
+        let (forward, snapshots) = (self.config.forward, self.config.snapshots);
+        let settings = Settings { rules: rules(), max_pending: MAX_PENDING, forward, snapshots };
+        let state = match compacted {
+            LogIndex::ZERO => self.nodes[node].disk.covered.state.clone(),
+            _ => self.state_at_start(node, certified),
+        };
         let n = &mut self.nodes[node];
         n.life += 1;
         n.memory = n.disk.log.clone();
         n.machine = n.disk.covered.machine.clone();
-        let devices = SimDevices::new(now, n.disk.covered.state.clone(), keys);
+        let devices = SimDevices::new(now, state, keys);
         n.executor = Some(Executor::new(id_of(node), core, devices, settings, certified));
         n.shown = certified;
         n.asks.clear();
@@ -115,6 +121,7 @@ impl World {
         let standing = self.standing(node);
         let verdict = self.invariants.positions.restarted(node, standing);
         self.demand(verdict);
+        self.resume_snapshots(node, certified);
         self.turn(node);
     }
 

@@ -22,6 +22,7 @@ mod receipts;
 mod rng;
 mod scenarios;
 mod shell;
+mod snapshots;
 mod storm;
 mod sweep;
 mod trace;

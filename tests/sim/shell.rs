@@ -64,6 +64,10 @@ impl World {
     }
 
     /// As an owner loop does: what came in, perhaps something more a little later, then a turn.
+    pub(crate) fn hand_over(&mut self, node: usize, act: impl FnOnce(&mut Executor<SimDevices>)) {
+        self.hand_over_to(node, act);
+    }
+
     fn hand_over_to(&mut self, node: usize, act: impl FnOnce(&mut Executor<SimDevices>)) {
         self.attend(node, act);
         if !self.is_up(node) {
@@ -207,6 +211,12 @@ impl World {
             Asked::LookUp(Lookup::Records(subjects)) => self.look_up(node, &subjects),
             Asked::LookUp(Lookup::Epochs { peer, above }) => self.fetch_epochs(node, peer, above),
             Asked::Apply(entries) => self.apply_later(node, entries),
+            Asked::LookUp(Lookup::Chunk { peer, session, index, chunk }) => {
+                self.fetch_chunk(node, peer, session, index, chunk);
+            }
+            Asked::LookUp(Lookup::Offer { entry, certificate }) => self.offer(node, entry, certificate),
+            Asked::Restore(index) => self.restore_later(node, index),
+            Asked::Snapshot(job) => self.snapshot_job(node, job),
             Asked::SettleKeys(table) => self.retire_keys(node, &table),
             Asked::Connect(peers) => self.acquaint(node, &peers),
             Asked::Certified(certificate) => self.shows(node, &certificate),
@@ -282,6 +292,9 @@ impl World {
 
     fn persist(&mut self, node: usize, seq: u64, write: Write) {
         let committed = self.core(node).committed();
+        if let Some(base) = write.base.clone() {
+            self.begins_after(node, &base);
+        }
         self.nodes[node].memory.write(&write.entries);
         if !write.entries.is_empty() {
             self.rewritten(node, &write.entries, committed);
@@ -346,6 +359,7 @@ impl World {
             return;
         }
         let log = &self.nodes[node].disk.log;
+        assert!(from > self.nodes[node].disk.images.compacted, "nothing is read back that is gone");
         let mut bytes = 0;
         let entries: Vec<Arc<Entry>> = log
             .links()
@@ -418,11 +432,23 @@ impl World {
         let n = &mut self.nodes[node];
         // Deliveries carry their own delays; one that comes early waits for its predecessors by applying them first.
         let Some(last) = entries.last().map(|e| e.index()) else { return };
+        let begins = n.disk.images.compacted;
+        if n.machine.applied < begins && n.executor.as_mut().is_some_and(|e| e.devices().state.applied() < begins) {
+            self.catch_up_machine(node, begins);
+        }
+        let n = &mut self.nodes[node];
         let state = &mut n.executor.as_mut().expect("the node is up").devices().state;
+        let mut marked = Vec::new();
         while n.machine.applied < last {
             let next = n.memory.get(n.machine.applied.next()).expect("delivered entries are in the log").entry.clone();
             n.machine.apply(&next);
             state.apply(&next);
+            if next.header.kind == Kind::SnapshotMark {
+                marked.push((next.index(), state.clone()));
+            }
+        }
+        for (index, state) in marked {
+            self.take_image(node, index, state);
         }
         self.mail(node, Mail { applied: last, ..Mail::default() });
     }

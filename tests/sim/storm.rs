@@ -8,7 +8,7 @@ use crate::rng::Rng;
 use crate::world::{Config, World};
 use concordat::certificate::{Policy, QuorumRule};
 use concordat::ids::LogIndex;
-use concordat::node::executor;
+use concordat::node::executor::{self, SnapshotSettings};
 
 /// Once everything healed, all that is pending must be resolved within so long, virtual milliseconds.
 const CALM_MS: u64 = 10_000;
@@ -41,6 +41,11 @@ pub(crate) fn config(seed: u64) -> Config {
         straggle: rng.within((0, 50)),
     };
     config.disk_us = if rng.chance(300) { (1_000, 40_000) } else { (100, 3_000) };
+    if rng.chance(700) {
+        config.snapshots = SnapshotSettings { every: Some(rng.within((20, 200))), retain: rng.within((0, 60)) };
+        config.image_us = if rng.chance(300) { (100_000, 3_000_000) } else { (500, 20_000) };
+        config.options.snapshot_bytes_per_s = rng.within((500_000, 5_000_000));
+    }
     config.batch = rng.within((0, 500));
     config.applications = true;
     config.skew_ms = (0..nodes + config.spares).map(|_| rng.within((0, 200)) as i64 - 100).collect();
@@ -74,6 +79,9 @@ pub(crate) fn storm(world: &mut World, ms: u64) {
         if world.rng.chance(10) {
             hand_over(world);
         }
+        if world.rng.chance(3) {
+            mark_somewhere(world);
+        }
     }
 }
 
@@ -82,6 +90,14 @@ fn read_somewhere(world: &mut World) {
     if world.is_up(node) {
         let key = world.rng.below(KEYS);
         world.read_config(node, key);
+    }
+}
+
+fn mark_somewhere(world: &mut World) {
+    let node = world.rng.below(world.size());
+    if world.is_up(node) {
+        // Whatever it says: most of them do not lead.
+        drop(world.mark(node));
     }
 }
 
@@ -108,6 +124,11 @@ fn begin_call(world: &mut World, named: u64) {
         0 => format!("{{\"op\":\"deregister\",\"agent_id\":\"{named}\"}}"),
         // Never answered by applications.
         1 => format!("\"?{named}\""),
+        // So that images have several chunks.
+        2 if world.rng.chance(100) => {
+            let (key, bytes) = (named % 16, world.rng.below(60_000));
+            format!("{{\"op\":\"set_config\",\"key\":\"big {key}\",\"value\":\"{}\"}}", "x".repeat(bytes))
+        }
         _ => format!("\"+{named}\""),
     };
     let mut submission = world.submission(&name, payload.as_bytes());

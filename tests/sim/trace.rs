@@ -136,6 +136,9 @@ pub(crate) fn message_name(message: &Message) -> &'static str {
         Message::Append { .. } => "Append",
         Message::AppendReply { result: AppendResult::Durable(_), .. } => "AppendReply(Durable)",
         Message::AppendReply { result: AppendResult::Mismatch { .. }, .. } => "AppendReply(Mismatch)",
+        Message::SnapshotOffer { .. } => "SnapshotOffer",
+        Message::SnapshotWanted { .. } => "SnapshotWanted",
+        Message::SnapshotChunk { .. } => "SnapshotChunk",
         Message::Heartbeat { .. } => "Heartbeat",
         Message::HeartbeatReply { .. } => "HeartbeatReply",
         Message::ProofWanted { .. } => "ProofWanted",
@@ -152,7 +155,10 @@ pub(crate) fn message_name(message: &Message) -> &'static str {
 }
 
 /// Every name that [`message_name`] gives: a sweep must have seen each.
-pub(crate) const MESSAGE_NAMES: [&str; 19] = [
+pub(crate) const MESSAGE_NAMES: [&str; 22] = [
+    "SnapshotOffer",
+    "SnapshotWanted",
+    "SnapshotChunk",
     "PreVote",
     "PreVoteReply",
     "RequestVote",
@@ -194,6 +200,15 @@ pub(crate) fn input_name(input: &Input) -> &'static str {
         Input::BallotSigned { .. } => "BallotSigned",
         Input::BallotVerified { .. } => "BallotVerified",
         Input::Tallied { .. } => "Tallied",
+        Input::Mark { .. } => "Mark",
+        Input::SnapshotTaken(_) => "SnapshotTaken",
+        Input::SnapshotOffered(_) => "SnapshotOffered",
+        Input::Compacted { .. } => "Compacted",
+        Input::ChunkFetched { .. } => "ChunkFetched",
+        Input::SnapshotVerified { .. } => "SnapshotVerified",
+        Input::SnapshotStaged { .. } => "SnapshotStaged",
+        Input::ChunkStored { .. } => "ChunkStored",
+        Input::SnapshotReady { .. } => "SnapshotReady",
         Input::Read { .. } => "Read",
         Input::Transfer { .. } => "Transfer",
         Input::Change { .. } => "Change",

@@ -18,14 +18,14 @@ use crate::shell::Waiting;
 use crate::trace::{Trace, message_name};
 use crate::{chain::Chain, invariants::Violation};
 use concordat::api::VoteError;
-use concordat::certificate::{Entry, Genesis, HeadCertificate, Policy, QuorumRule, TableInForce};
+use concordat::certificate::{Entry, Genesis, HeadCertificate, Policy, QuorumRule, SnapshotManifest, TableInForce};
 use concordat::config::{OperationKind, Rules};
 use concordat::core::{
     Admission, Alarm, Ballot, ChangeRefusal, Core, Effect, Halt, Message, Now, Options, Role, Transfer,
 };
 use concordat::ids::{Digest, Epoch, LogIndex, ProposalId};
 use concordat::node::Ended;
-use concordat::node::executor::{self, Executor, Mail, Query, Subject};
+use concordat::node::executor::{self, Executor, Mail, Query, SnapshotJob, SnapshotSettings, Subject};
 use concordat::wire::Frame;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -53,6 +53,9 @@ pub(crate) struct Config {
     pub(crate) disk_us: (u64, u64),
     pub(crate) crypto_us: (u64, u64),
     pub(crate) apply_us: (u64, u64),
+    /// From a mark to its image.
+    pub(crate) image_us: (u64, u64),
+    pub(crate) snapshots: SnapshotSettings,
     pub(crate) options: Options,
     /// Per mille of inputs after which a node has its turn a little later, together with whatever comes in meanwhile.
     pub(crate) batch: u64,
@@ -83,6 +86,8 @@ impl Config {
             disk_us: (100, 1_500),
             crypto_us: (50, 1_000),
             apply_us: (10, 500),
+            image_us: (500, 20_000),
+            snapshots: SnapshotSettings { every: None, retain: 0 },
             options: Options::default(),
             batch: 0,
             applications: false,
@@ -152,6 +157,22 @@ pub(crate) enum Event {
         life: u64,
         event: Box<executor::Event>,
     },
+    Image {
+        node: usize,
+        life: u64,
+        manifest: Arc<SnapshotManifest>,
+        bytes: Arc<Vec<u8>>,
+    },
+    Snapshot {
+        node: usize,
+        life: u64,
+        job: SnapshotJob,
+    },
+    Restore {
+        node: usize,
+        life: u64,
+        index: LogIndex,
+    },
     /// A link goes down or up again by itself.
     Flap {
         from: usize,
@@ -172,6 +193,9 @@ impl Event {
             | Self::Look { node, .. }
             | Self::Answer { node, .. }
             | Self::Apply { node, .. }
+            | Self::Image { node, .. }
+            | Self::Snapshot { node, .. }
+            | Self::Restore { node, .. }
             | Self::Keys { node, .. }
             | Self::Ask { node, .. } => Some(*node),
             Self::Client { .. } | Self::Serve { .. } | Self::Flap { .. } => None,
@@ -256,6 +280,10 @@ pub(crate) struct World {
     pub(crate) recorded: Vec<(u64, usize, Effect)>,
     /// What a core said last of a submission.
     pub(crate) admitted: Option<Admission>,
+    /// Says another state hash of every image that this node makes.
+    pub(crate) spoil_images: Option<(usize, Digest)>,
+    /// Nodes whose images take so long, microseconds.
+    pub(crate) slow_images: BTreeMap<usize, u64>,
 }
 
 impl World {
@@ -281,6 +309,8 @@ impl World {
             reading_config: None,
             recorded: Vec::new(),
             admitted: None,
+            spoil_images: None,
+            slow_images: BTreeMap::new(),
             genesis_id: genesis.id(),
             genesis_table: Arc::new(genesis.in_force()),
             genesis,
@@ -450,6 +480,11 @@ impl World {
             }
             Event::Answer { node, life, id, granted } if self.lives(node, life) => self.answer(node, id, granted),
             Event::Apply { node, life, entries } if self.lives(node, life) => self.apply(node, &entries),
+            Event::Image { node, life, manifest, bytes } if self.lives(node, life) => {
+                self.image_taken(node, manifest, bytes);
+            }
+            Event::Snapshot { node, life, job } if self.lives(node, life) => self.snapshot_worked(node, job),
+            Event::Restore { node, life, index } if self.lives(node, life) => self.restore(node, index),
             Event::Client { call, attempt } => self.client_looks(call, attempt),
             Event::Keys { node, life } if self.lives(node, life) => {
                 self.event(node, executor::Event::Query(Query::Keys));

@@ -14,7 +14,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rcgen", &["src/transport/"]),
     ("ring", &["src/transport/"]),
     ("socket2", &["src/transport/"]),
-    ("rmp_serde", &["src/wire.rs", "src/storage/"]),
+    ("rmp_serde", &["src/wire.rs", "src/storage/", "src/node/image.rs"]),
     ("axum", &["src/http/"]),
     ("hyper", &["src/http/"]),
     ("hyper_util", &["src/http/"]),

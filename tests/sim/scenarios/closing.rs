@@ -34,6 +34,7 @@ fn a_leader_that_reaches_nobody_closes_all_the_same() {
     for seed in 0..5 {
         let mut world = cluster(3, seed);
         let leader = world.settle();
+        assert!(world.run_while_not(2_000, World::converged));
         world.isolate(leader);
         world.event(leader, executor::Event::Close);
         world.run(50);

@@ -15,6 +15,7 @@ mod membership;
 mod reads;
 mod regressions;
 mod replication;
+mod snapshots;
 mod transfer;
 
 use crate::world::{Config, World};
