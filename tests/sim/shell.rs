@@ -227,6 +227,10 @@ impl World {
             }
             Asked::Refused(write) => {
                 self.coverage.count("fault", "write refused by a full disk");
+                // The core's log is as it is, until the node goes down for it.
+                if let Some(base) = &write.base {
+                    self.begins_after(node, base);
+                }
                 self.nodes[node].memory.write(&write.entries);
             }
             Asked::Ended(outcome) => self.coverage.count("proposal", outcome_name(outcome)),
