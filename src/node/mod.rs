@@ -140,7 +140,7 @@ pub enum StartError {
     Epochs(Box<CertificateError>),
     /// The log begins after a snapshot that cannot be read.
     #[error(
-        "the log begins after {0}, but no snapshot that stands for the entries before can be read: bring this member back with a fresh store (`concordat init --rejoin`) and a membership change"
+        "the log begins after {0}, but no snapshot that stands for the entries before can be read: bring this member back with a fresh store and a membership change, as after a lost disk (ops/README.md)"
     )]
     NoState(LogIndex),
     /// The log contains an entry that the state machine cannot follow.

@@ -13,8 +13,8 @@ use crate::ids::{LogIndex, Term};
 use crate::registry::State;
 use crate::storage::{CompactError, SnapshotError, Store};
 use std::io::Read as _;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// What an image is made of, read at the mark; the proofs of membership changes are added from the store later.
@@ -49,25 +49,33 @@ enum Failure {
     #[error("entries cannot be pruned: {0}")]
     Compaction(#[from] CompactError),
     #[error(
-        "this node's state at the mark {index} is another than a quorum's, which is certified: its replica has diverged; do not start it again: keep its data for the search, and bring the member back with `concordat init --rejoin`"
+        "this node's state at the mark {index} is another than a quorum's, which is certified: its replica has diverged; do not start it again: keep its data for the search, and bring the member back with a fresh store, as after a lost disk (ops/README.md)"
     )]
     Diverged { index: LogIndex },
 }
 
 enum Job {
-    Take(Box<Moment>),
+    /// The newest mark's moment waits.
+    Take,
     Work(SnapshotJob),
     /// A quorum's, certified.
     Compare(SnapshotManifest),
 }
 
-/// Its end that the owner and the state machine hold. Bounded by what the core asks for, and by marks.
+/// Its end that the owner and the state machine hold. Bounded by what the core asks for; and of moments, each of which
+/// holds a whole state, the newest alone waits: a node that is slower than marks come leaves some out.
 #[derive(Clone)]
-pub(super) struct Jobs(Sender<Job>);
+pub(super) struct Jobs {
+    queue: Sender<Job>,
+    moment: Arc<Mutex<Option<Moment>>>,
+}
 
 impl Jobs {
     pub(super) fn take(&self, moment: Moment) {
-        self.put(Job::Take(Box::new(moment)));
+        let before = self.moment.lock().expect("no holder of this lock panics").replace(moment);
+        if before.is_none() {
+            self.put(Job::Take);
+        }
     }
 
     pub(super) fn work(&self, job: SnapshotJob) {
@@ -80,7 +88,7 @@ impl Jobs {
     }
 
     fn put(&self, job: Job) {
-        if self.0.send(job).is_err() {
+        if self.queue.send(job).is_err() {
             tracing::error!("the snapshot thread is gone");
         }
     }
@@ -91,12 +99,15 @@ pub(super) struct Snapshotter(JoinHandle<()>);
 impl Snapshotter {
     /// Starts it. It ends when all ends of its queue are gone.
     pub(super) fn start(shared: Arc<Shared>, mailbox: Arc<Mailbox>) -> std::io::Result<(Self, Jobs)> {
-        let (put, jobs) = channel();
+        let (queue, jobs) = channel();
+        let moment = Arc::new(Mutex::new(None));
+        let waiting = moment.clone();
         let thread = std::thread::Builder::new().name("snapshots".into()).spawn(move || {
-            let worker = Worker { shared, mailbox: mailbox.clone(), fetching: None, compact: LogIndex::ZERO };
+            let mailbox_of = mailbox.clone();
+            let worker = Worker { shared, mailbox: mailbox_of, waiting, fetching: None, compact: LogIndex::ZERO };
             mailbox.guard("the snapshot thread", || worker.run(&jobs));
         })?;
-        Ok((Self(thread), Jobs(put)))
+        Ok((Self(thread), Jobs { queue, moment }))
     }
 
     pub(super) fn close(self) {
@@ -109,6 +120,7 @@ impl Snapshotter {
 struct Worker {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
+    waiting: Arc<Mutex<Option<Moment>>>,
     fetching: Option<Arc<SnapshotManifest>>,
     /// Entries up to here are to go.
     compact: LogIndex,
@@ -139,7 +151,10 @@ impl Worker {
 
     fn work(&mut self, job: Job) -> Result<(), Failure> {
         match job {
-            Job::Take(moment) => self.take(*moment),
+            Job::Take => {
+                let moment = self.waiting.lock().expect("no holder of this lock panics").take();
+                moment.map_or(Ok(()), |moment| self.take(moment))
+            }
             Job::Compare(manifest) => self.compare(&manifest),
             Job::Work(SnapshotJob::Stage(manifest)) => {
                 let missing = match self.shared.store.stage(&manifest) {
@@ -156,7 +171,7 @@ impl Worker {
                 let Some(manifest) = self.fetching.as_ref().filter(|m| m.index == index) else { return Ok(()) };
                 match self.shared.store.put_chunk(manifest, chunk, &bytes) {
                     Ok(()) => self.tell(Input::ChunkStored { index, chunk }),
-                    // An image of this node's own took its place; the core asks anew.
+                    // An image of this node's own took its place: the log is beyond this one, and the core lets go of it.
                     Err(SnapshotError::NotStaged { .. }) => Ok(()),
                     Err(why) => Err(why.into()),
                 }

@@ -1,12 +1,13 @@
 //! Reading the log, the registry and the proofs over HTTP.
 
 use crate::served::{Served, error, send};
-use crate::support::set_config;
+use crate::support::{set_config, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use concordat::api::{CallError, ProposalState, Propose};
 use concordat::certificate::{Entry, Genesis, HeadCertificate, Kind, Policy, Receipt};
 use concordat::client::Page;
+use concordat::config::Snapshots;
 use concordat::ids::LogIndex;
 use concordat::registry::AgentStatus;
 use reqwest::StatusCode;
@@ -155,4 +156,47 @@ async fn what_is_not_there_is_404_and_what_is_no_name_400() {
     let CallError::Refused(refusal) = served.client().agent("none").await.unwrap_err() else { panic!("not refused") };
     assert_eq!((refusal.status, &*refusal.body.code), (StatusCode::NOT_FOUND.as_u16(), "not_found"));
     served.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pruned_payload_is_gone_by_name_while_its_header_receipt_and_audit_stay() {
+    let served = Served::start_with(&[Policy::Auto], |options| {
+        options.config.snapshots = Snapshots { every: None, retain: 0, ..Snapshots::default() };
+    })
+    .await;
+    let client = served.client();
+    let mut first = None;
+    for n in 0..20 {
+        let status = client.propose_with(Propose::new(set_config(&format!("k{n}"), "v"))).await.unwrap();
+        first.get_or_insert((status.id.unwrap(), status.index.unwrap()));
+    }
+    let (id, index) = first.unwrap();
+    let marked = client.mark_snapshot().await.unwrap();
+    until("the payload is pruned", || async {
+        let (status, entry) = (client.status().await.unwrap(), client.entry(index).await.unwrap());
+        (status.snapshot_index == Some(marked.index) && entry.entry.is_none()).then_some(())
+    })
+    .await;
+    assert_eq!(client.entry(index).await.unwrap().payload, None);
+    let (status, body) = error(served.get(&format!("/v1/proposals/{id}"))).await;
+    assert_eq!((status, &*body.code), (StatusCode::GONE, "pruned"));
+    let genesis = Genesis::from_json(&client.genesis().await.unwrap()).unwrap();
+    let receipt = Receipt::decode(&client.receipt(id).await.unwrap()).unwrap();
+    assert!(receipt.body.is_none());
+    assert_eq!(receipt.verify(&genesis).unwrap().certificate.proposal_id, Some(id));
+
+    let dir = served.cluster.data(0);
+    let file = dir.join("genesis.json");
+    std::fs::write(&file, genesis.to_json()).unwrap();
+    let audit = |from: [&std::ffi::OsStr; 2]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_concordat"));
+        let ran = command.args(["--json", "audit", "--genesis"]).arg(&file).args(from).output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_slice::<Value>(&ran.stdout).unwrap()["summary"]["proposals"].clone()
+    };
+    let url = served.url(0, "");
+    assert_eq!(audit(["--node".as_ref(), url.as_ref()]), 20);
+    let mut served = served;
+    served.stop(0).await;
+    assert_eq!(audit(["--data".as_ref(), dir.as_ref()]), 20);
 }

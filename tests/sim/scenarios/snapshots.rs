@@ -152,6 +152,19 @@ fn fetching_goes_on_where_it_stopped_after_a_restart_and_under_another_leader() 
 }
 
 #[test]
+fn a_snapshot_is_fetched_no_faster_than_the_node_was_told() {
+    let (mut world, _) = one_left_behind(13, 30_000);
+    world.config.options.snapshot_bytes_per_s = 500_000;
+    world.start(2);
+    assert!(world.run_while_not(5_000, |w| w.core(2).installing().is_some()), "{}", world.standings());
+    let (began, bytes) = (world.now, world.core(2).installing().unwrap().0.bytes);
+    assert!(world.run_while_not(30_000, |w| w.coverage.of("snapshot", "installed") == 1), "{}", world.standings());
+    // The first chunk is asked for at once, the last one when all before it are paid for.
+    let least_ms = (bytes - 2 * 65_536) * 1000 / 500_000;
+    assert!(world.now - began >= least_ms * 1000, "{bytes} bytes in {} us", world.now - began);
+}
+
+#[test]
 fn lost_offers_and_lost_chunks_are_made_good() {
     let (mut world, _) = one_left_behind(5, 8_000);
     world.config.network.loss = 300;
