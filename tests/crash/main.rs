@@ -2,6 +2,7 @@
 
 mod history;
 mod model;
+mod storms;
 mod trace;
 mod writer;
 
@@ -10,7 +11,7 @@ use history::History;
 use model::Dice;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use tempfile::TempDir;
 use trace::{Names, Op, Unsynced};
 use writer::Task;
@@ -23,6 +24,9 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn recorded_process() {
     let Some(dir) = std::env::var_os("CRASH_DIR") else { return };
+    if std::env::var_os("CRASH_MIGRATE").is_some() {
+        return drop(Store::open(&Path::new(&dir).join("store")).expect("a store to migrate"));
+    }
     writer::run(&Task {
         dir: dir.into(),
         seed: number("CRASH_SEED").unwrap(),
@@ -52,12 +56,21 @@ impl Recording {
 
     /// Runs the writer under record; says whether it ended well.
     fn run(&self, settings: &[(&str, &str)]) -> bool {
+        self.ended(settings).success()
+    }
+
+    fn ended(&self, settings: &[(&str, &str)]) -> ExitStatus {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "recorded_process", "--test-threads=1"]);
         command.env("LD_PRELOAD", &self.library).env("RECORD_DIR", self.dir());
         command.env("RECORD_LOG", self.temp.path().join("log")).env("CRASH_DIR", self.dir());
         command.envs(settings.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().unwrap().success()
+        command.status().unwrap()
+    }
+
+    /// Leaves the directory where it is, to be looked at.
+    fn keep(self) -> PathBuf {
+        self.temp.keep()
     }
 
     fn ops(&self) -> Vec<Op> {

@@ -8,6 +8,9 @@
 // it began is durable once it has returned.
 //
 // $FAIL_SYNC_FROM=n: the n-th and every later fdatasync of a file named "db" fails with EIO.
+// $KILL_AT=n: the process dies by SIGKILL at the n-th recorded call, once that is done (of an fsync: before it, and after
+// it); with $SHUTDOWN=1 the ext4 file system of $RECORD_DIR is shut down first without writing its journal, as by a
+// power failure.
 // $FULL_AFTER=n: once n bytes have been written to files named "db", every further write fails with ENOSPC.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,10 +18,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -29,6 +35,8 @@ static size_t root_length;
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static long syncs, fail_sync_from = -1;
 static long long written, full_after = -1;
+static long calls, kill_at = -1;
+static int shut_down;
 
 #define REAL(f) static __typeof__(f) *real_##f; if (!real_##f) real_##f = dlsym(RTLD_NEXT, #f)
 #define LOCK pthread_mutex_lock(&turn)
@@ -40,6 +48,8 @@ __attribute__((constructor)) static void begin(void) {
   if (!realpath(dir, root)) return;
   root_length = strlen(root);
   if ((number = getenv("FAIL_SYNC_FROM"))) fail_sync_from = atol(number);
+  if ((number = getenv("KILL_AT"))) kill_at = atol(number);
+  shut_down = getenv("SHUTDOWN") != 0;
   if ((number = getenv("FULL_AFTER"))) full_after = atoll(number);
   int (*real_open)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
   log_fd = real_open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -76,6 +86,14 @@ static void record(const char *op, const char *path, const char *second, long lo
   struct iovec parts[2] = {{head, k}, {(void *)data, n}};
   REAL(writev);
   if (real_writev(log_fd, parts, n ? 2 : 1) != (ssize_t)(k + n)) abort();
+  if (kill_at < 0 || ++calls != kill_at) return;
+  if (shut_down) {
+    // EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
+    uint32_t flags = 2;
+    REAL(open);
+    if (ioctl(real_open(root, O_RDONLY), _IOR('X', 125, uint32_t), &flags)) abort();
+  }
+  kill(getpid(), SIGKILL);
 }
 
 ssize_t pwrite64(int fd, const void *data, size_t n, off64_t offset) {
