@@ -229,10 +229,41 @@ def is_version(value, number):
     return type(value) is int and value == number
 
 
+def whole(text, length):
+    data = bytes.fromhex(text)
+    need(len(data) == length, "a hash, key or signature has the wrong length")
+    return data
+
+
+def read_succession(s):
+    """What a genesis says of the cluster that it succeeds: its bytes there, and how many entries that cluster had."""
+    exactly(s, "genesis_id snapshot tree certified missing surveys reason", "the succession")
+    m = exactly(s["snapshot"], "index term epoch proposed_at root state bytes chunks_root", "the snapshot")
+    tree, surveys = exactly(s["tree"], "size peaks", "the tree"), b""
+    peaks = [whole(peak, 32) for peak in tree["peaks"]]
+    for y in s["surveys"]:
+        exactly(y, "genesis_id member bls_key last_term size root certified signature", "a survey")
+        need(y["genesis_id"] == s["genesis_id"] and y["size"] <= m["index"], "a survey is not of the predecessor")
+        surveys += did_key(y["member"]) + whole(y["bls_key"], 48) + u(y["last_term"], 8) + u(y["size"], 8)
+        surveys += whole(y["root"], 32) + u(y["certified"], 8) + whole(y["signature"], 96)
+    need(m["epoch"] == 0 and tree["size"] == m["index"] > 0 and s["certified"] <= m["index"], "a bad succession")
+    need(len(peaks) == m["index"].bit_count(), "not the subtrees of so many entries")
+    root = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        root = H(b"\x01", peak, root)
+    need(root == whole(m["root"], 32), "the subtrees are not those of the predecessor's root")
+    manifest = b"\x01" + b"".join(u(m[k], 8) for k in ("index", "term", "epoch", "proposed_at"))
+    manifest += root + whole(m["state"], 32) + u(m["bytes"], 8) + whole(m["chunks_root"], 32)
+    missing = b"".join(did_key(d) for d in s["missing"])
+    data = b"concordat:succ:1" + whole(s["genesis_id"], 32) + short(manifest) + u(len(peaks), 1) + b"".join(peaks)
+    data += u(s["certified"], 8) + u(len(s["missing"]), 2) + missing + u(len(s["surveys"]), 2) + surveys
+    return long(data + short(s["reason"].encode())), m["index"]
+
+
 def read_genesis(text):
-    g = exactly(
-        json.loads(text, object_pairs_hook=strict), "concordat_genesis genesis_id name quorum members", "the genesis"
-    )
+    g = json.loads(text, object_pairs_hook=strict)
+    succeeds = g.pop("succeeds", None) if isinstance(g, dict) else None
+    exactly(g, "concordat_genesis genesis_id name quorum members", "the genesis")
     need(is_version(g["concordat_genesis"], 1), "unknown genesis version")
     need(re.fullmatch(r"[a-z0-9.-]{1,64}", g["name"]) and g["quorum"] in RULES, "bad name or quorum rule")
     members = []
@@ -244,9 +275,12 @@ def read_genesis(text):
         members.append({**m, "did": did_key(m["did"]), "bls_key": key, "possession": proof})
     table = Table(sorted(members, key=lambda m: m["did"]))
     rule = u(RULES.index(g["quorum"]), 1)
-    genesis_id = H(b"concordat:gene:1", short(g["name"].encode()), rule, long(table.encode()))
+    last, begins_after = (b"", 0) if succeeds is None else read_succession(succeeds)
+    genesis_id = H(b"concordat:gene:1", short(g["name"].encode()), rule, long(table.encode()), last)
     need(genesis_id.hex() == g["genesis_id"].lower(), "genesis_id is not that of the contents")
-    return Epoch(0, genesis_id, table, g["quorum"])
+    genesis = Epoch(0, genesis_id, table, g["quorum"])
+    genesis.begins_after = begins_after
+    return genesis
 
 
 # --- entries and the tree (section 5) ---
@@ -433,6 +467,7 @@ def verify(receipt, genesis):
     """Returns the granters, or raises the first flaw."""
     header, last, certificate, steps = (receipt[k] for k in ("header", "last_header", "certificate", "steps"))
     head = certificate["head"]
+    need(header["index"] > genesis.begins_after, "the entry is of the cluster that this one succeeds")
     need((last["index"], last["term"]) == (head["size"], head["term"]), "the last header is not the head's")  # 2
     for field in ("index", "term", "epoch", "proposed_at"):
         need(header[field] <= last[field], f"the entry's {field} is beyond the head's")

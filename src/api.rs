@@ -8,7 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::future::Future;
 
+mod database;
+mod search;
+
 pub use crate::core::{ChangeRefusal, MarkRefusal, Role};
+pub use database::{Compaction, DatabaseStatus};
+pub use search::{EntryPage, FoundEntry, Order, Search, SearchPage};
 
 /// How long an answer to `propose` waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,17 +305,6 @@ pub struct EntryView {
     pub payload: Option<Value>,
 }
 
-/// A page of entries.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EntryPage {
-    /// The entries.
-    pub entries: Vec<EntryView>,
-    /// Where the next page starts; absent at the end.
-    pub next: Option<LogIndex>,
-    /// The commit index.
-    pub commit_index: LogIndex,
-}
-
 /// A page of head certificates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CertificatePage {
@@ -361,9 +355,22 @@ pub struct Status {
     /// The mark of the newest snapshot that this node made or installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_index: Option<LogIndex>,
+    /// Headers, certificates and receipts are held from this entry on. After a snapshot was installed, those before are
+    /// filled in from other members, the newest first.
+    #[serde(default = "first_entry")]
+    pub history_from: LogIndex,
+    /// Whether nothing is missing from the first entry on.
+    #[serde(default)]
+    pub history_complete: bool,
+    /// Damaged records of this node's store that were put back from other members when it started; look at its disk.
+    #[serde(default)]
+    pub mended: u64,
     /// The snapshot that is being fetched, because entries that this node lacks are pruned at the leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installing: Option<Installing>,
+    /// The disk space of this node's database.
+    #[serde(default)]
+    pub database: DatabaseStatus,
     /// Durable here.
     pub durable_index: LogIndex,
     /// Applied here.
@@ -385,6 +392,10 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// The program's version.
     pub version: String,
+}
+
+const fn first_entry() -> LogIndex {
+    LogIndex(1)
 }
 
 /// A snapshot on its way to a node.

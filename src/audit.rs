@@ -176,6 +176,8 @@ pub enum CertificateFlaw {
 /// What an audited log holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
+    /// Entries before the first: those of the cluster that this one succeeds.
+    pub begins_after: u64,
     /// Entries read.
     pub entries: u64,
     /// `Proposal` entries among them.
@@ -208,7 +210,7 @@ impl Summary {
     /// Entries that no head certificate covers yet.
     #[must_use]
     pub fn beyond(&self) -> u64 {
-        self.entries - self.certified_size
+        self.begins_after + self.entries - self.certified_size
     }
 }
 
@@ -234,22 +236,25 @@ pub struct Auditor {
 }
 
 impl Auditor {
-    /// Starts before the first entry.
+    /// Starts before the first entry of the genesis' own log: entry 1, or the one after what it succeeds.
     #[must_use]
     pub fn new(genesis: &Genesis) -> Self {
+        let before = genesis.succeeds.as_ref();
+        let begins_after = genesis.begins_after();
         Self {
             genesis_id: genesis.id(),
             current: genesis.in_force(),
             change: None,
-            frontier: Frontier::default(),
-            last_term: Term::ZERO,
-            last_time: 0,
+            // A successor's log goes on with its predecessor's tree, terms and times.
+            frontier: before.map_or_else(Frontier::default, |s| s.tree.clone()),
+            last_term: before.map_or(Term::ZERO, |s| s.snapshot.term),
+            last_time: before.map_or(0, |s| s.snapshot.proposed_at),
             sequences: RangeSet::default(),
-            summary: Summary::default(),
+            summary: Summary { begins_after, certified_size: begins_after, ..Summary::default() },
         }
     }
 
-    /// Entries read so far.
+    /// The index of the last entry read.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.frontier.size()
@@ -421,6 +426,18 @@ impl Auditor {
         Ok(certificate.verify(&self.genesis_id, &self.current, self.change.as_ref().map(|c| &c.next))?)
     }
 
+    /// The table in force, and the next one while a change of members is in flight.
+    #[must_use]
+    pub fn tables(&self) -> (&TableInForce, Option<&TableInForce>) {
+        (&self.current, self.change.as_ref().map(|c| &c.next))
+    }
+
+    /// The term of the last entry read.
+    #[must_use]
+    pub fn last_term(&self) -> Term {
+        self.last_term
+    }
+
     /// Ends the audit.
     ///
     /// # Errors
@@ -430,6 +447,12 @@ impl Auditor {
             return Err(AuditError::NothingCertified { entries: self.summary.entries });
         }
         Ok(self.summary)
+    }
+
+    /// Ends an audit whose caller knows that nothing is certified, and says so to whoever reads the summary.
+    #[must_use]
+    pub fn unproved(self) -> Summary {
+        self.summary
     }
 
     fn count(&mut self, header: &Header, body: Option<&Body>) {

@@ -5,7 +5,7 @@
 
 use crate::core::Ballot;
 use crate::ids::NodeId;
-use crate::limits::{MAX_PAYLOAD, MAX_PENDING, MAX_UNCOMMITTED_BYTES, SNAPSHOT_BYTES_PER_S};
+use crate::limits::{HISTORY_BYTES_PER_S, MAX_PAYLOAD, MAX_PENDING, MAX_UNCOMMITTED_BYTES, SNAPSHOT_BYTES_PER_S};
 use crate::registry::{Action, Key, Operation};
 use serde::Deserialize;
 use serde_json::Value;
@@ -52,8 +52,19 @@ pub struct RawSnapshots {
     pub every_entries: Option<i64>,
     /// Newest entries that are kept although a snapshot stands for them.
     pub retain_entries: Option<i64>,
+    /// MiB of the newest entries that are kept although a snapshot stands for them; 0: no such bound.
+    pub retain_mib: Option<i64>,
+    /// Hours back from the newest entry whose entries are kept although a snapshot stands for them; 0: no such bound.
+    pub retain_hours: Option<i64>,
     /// Most MiB in a second that this node asks for of a snapshot.
     pub fetch_mib_per_s: Option<i64>,
+    /// Percent of the database's files that nothing needs any more, above which the database moves to a fresh one after
+    /// entries were pruned; 0: only when told to.
+    pub rotate_when_dead_percent: Option<i64>,
+    /// Most MiB in a second that are copied then.
+    pub rotate_mib_per_s: Option<i64>,
+    /// Most MiB in a second that this node asks for of the history before a snapshot it installed.
+    pub history_mib_per_s: Option<i64>,
 }
 
 /// `[consensus]`
@@ -139,13 +150,51 @@ pub struct Snapshots {
     pub every: Option<u64>,
     /// Newest entries that stay in the log although a snapshot stands for them.
     pub retain: u64,
+    /// What else stays, in the newest entries' bytes and in age.
+    pub keep: Keep,
     /// Most bytes in a second that this node asks for of a snapshot.
     pub fetch_bytes_per_s: u64,
+    /// Most bytes in a second that this node asks for of the history before a snapshot it installed.
+    pub history_bytes_per_s: u64,
+    /// When and how fast the database moves to a fresh one.
+    pub rotation: Rotation,
+}
+
+/// What of the log's end stays although a snapshot stands for it, besides the newest entries by number. Unset: no such bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Entries that take so many bytes at the log's end.
+    pub bytes: Option<u64>,
+    /// Entries proposed no more than so many milliseconds before the newest.
+    pub age_ms: Option<u64>,
+}
+
+/// When and how fast a node's database moves to a fresh one, so that the disk gets back what pruned entries took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Percent of its files that nothing needs any more, above which it moves after entries were pruned, 1–99; `None`:
+    /// only when told to.
+    pub dead_percent: Option<u64>,
+    /// Most bytes of records copied or read back in a second.
+    pub bytes_per_s: u64,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { dead_percent: Some(60), bytes_per_s: 32 * MIB as u64 }
+    }
 }
 
 impl Default for Snapshots {
     fn default() -> Self {
-        Self { every: Some(100_000), retain: 10_000, fetch_bytes_per_s: SNAPSHOT_BYTES_PER_S }
+        Self {
+            every: Some(100_000),
+            retain: 10_000,
+            keep: Keep::default(),
+            fetch_bytes_per_s: SNAPSHOT_BYTES_PER_S,
+            history_bytes_per_s: HISTORY_BYTES_PER_S,
+            rotation: Rotation::default(),
+        }
     }
 }
 
@@ -404,15 +453,30 @@ fn check_snapshots(raw: &RawSnapshots) -> Result<Snapshots, ConfigError> {
             .map(|n| n as u64)
             .or(default.every.filter(|_| every.is_none())),
     };
-    let retain = match raw.retain_entries {
-        Some(0) => Some(0),
-        retain => within("snapshots.retain_entries", retain, MOST)?,
+    let or_none = |key, value, most| match value {
+        Some(0) => Ok(Some(0)),
+        value => within(key, value, most),
     };
+    let retain = or_none("snapshots.retain_entries", raw.retain_entries, MOST)?;
+    let retain_mib = or_none("snapshots.retain_mib", raw.retain_mib, 100_000_000)?.filter(|mib| *mib > 0);
+    let retain_hours = or_none("snapshots.retain_hours", raw.retain_hours, 1_000_000)?.filter(|hours| *hours > 0);
+    let dead = or_none("snapshots.rotate_when_dead_percent", raw.rotate_when_dead_percent, 99)?;
+    let rotate = within("snapshots.rotate_mib_per_s", raw.rotate_mib_per_s, 10_000)?;
     let fetch = within("snapshots.fetch_mib_per_s", raw.fetch_mib_per_s, 10_000)?;
+    let history = within("snapshots.history_mib_per_s", raw.history_mib_per_s, 10_000)?;
     Ok(Snapshots {
         every,
         retain: retain.map_or(default.retain, |n| n as u64),
+        keep: Keep {
+            bytes: retain_mib.map(|mib| (mib * MIB) as u64),
+            age_ms: retain_hours.map(|hours| hours as u64 * 3_600_000),
+        },
         fetch_bytes_per_s: fetch.map_or(default.fetch_bytes_per_s, |mib| (mib * MIB) as u64),
+        rotation: Rotation {
+            dead_percent: dead.map_or(default.rotation.dead_percent, |percent| Some(percent as u64).filter(|p| *p > 0)),
+            bytes_per_s: rotate.map_or(default.rotation.bytes_per_s, |mib| (mib * MIB) as u64),
+        },
+        history_bytes_per_s: history.map_or(default.history_bytes_per_s, |mib| (mib * MIB) as u64),
     })
 }
 
@@ -545,7 +609,8 @@ mod tests {
         let did = NodeId([7; 32]);
         let config = parse(&format!(
             "[limits]\npending = 64\nuncommitted_mib = 8\n\
-             [snapshots]\nevery_entries = 0\nretain_entries = 5\nfetch_mib_per_s = 1\n\
+             [snapshots]\nevery_entries = 0\nretain_entries = 5\nretain_mib = 3\nretain_hours = 2\nfetch_mib_per_s = 1\n\
+             history_mib_per_s = 2\nrotate_when_dead_percent = 0\nrotate_mib_per_s = 7\n\
              [consensus]\nelection_timeout_ms = [300, 450]\nheartbeat_ms = 150\nmax_clock_difference_ms = 1000\n\
              [rules]\nallow_origins = [\"{did}\"]\nallow_operations = [\"register\", \"opaque\"]\n\
              allow_key_prefixes = [\"routing/\"]\nmax_payload_bytes = 100\n\
@@ -553,7 +618,13 @@ mod tests {
         ))
         .unwrap();
         assert_eq!(config.limits, Limits { pending: 64, uncommitted_bytes: 8 * MIB });
-        assert_eq!(config.snapshots, Snapshots { every: None, retain: 5, fetch_bytes_per_s: MIB as u64 });
+        let keep = Keep { bytes: Some(3 * MIB as u64), age_ms: Some(7_200_000) };
+        let rotation = Rotation { dead_percent: None, bytes_per_s: 7 * MIB as u64 };
+        let (fetch_bytes_per_s, history_bytes_per_s) = (MIB as u64, 2 * MIB as u64);
+        assert_eq!(
+            config.snapshots,
+            Snapshots { every: None, retain: 5, keep, fetch_bytes_per_s, history_bytes_per_s, rotation }
+        );
         assert_eq!(config.consensus.election_timeout_min, Duration::from_millis(300));
         assert_eq!(config.consensus.election_timeout_max, Duration::from_millis(450));
         assert_eq!(config.consensus.heartbeat, Duration::from_millis(150));
@@ -572,6 +643,10 @@ mod tests {
             ("[limits]\npending = 0", "limits.pending"),
             ("[snapshots]\nevery_entries = -1", "snapshots.every_entries"),
             ("[snapshots]\nretain_entries = 2000000000", "snapshots.retain_entries"),
+            ("[snapshots]\nretain_mib = -1", "snapshots.retain_mib"),
+            ("[snapshots]\nretain_hours = 1000001", "snapshots.retain_hours"),
+            ("[snapshots]\nrotate_when_dead_percent = 100", "snapshots.rotate_when_dead_percent"),
+            ("[snapshots]\nrotate_mib_per_s = 0", "snapshots.rotate_mib_per_s"),
             ("[limits]\npending = 4097", "limits.pending"),
             ("[limits]\nuncommitted_mib = -1", "limits.uncommitted_mib"),
             ("[consensus]\nelection_timeout_ms = [99, 500]", "consensus.election_timeout_ms"),

@@ -37,11 +37,12 @@
 //!
 //! [`ids`] and [`limits`] name and bound everything. [`certificate`], [`core`] and [`registry`] are pure: no clock, no
 //! randomness, no I/O. [`wire`], [`storage`] and [`transport`] are the three ways out of a node; [`node`] joins them to
-//! the core. [`http`], [`client`] and [`cli`] are what people and programs use. The byte formats are in
-//! [`docs::formats`].
+//! the core. [`backup`] is a whole log in a file. [`http`], [`client`] and [`cli`] are what people and programs use. The
+//! byte formats are in [`docs::formats`].
 
 pub mod api;
 pub mod audit;
+pub mod backup;
 pub mod certificate;
 pub mod cli;
 pub mod client;

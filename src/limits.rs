@@ -14,6 +14,8 @@ pub const MAX_MEMBERS: usize = 100;
 pub const MAX_NAME: usize = 64;
 /// Longest member address (`HOST:PORT`), in bytes.
 pub const MAX_ADDRESS: usize = 256;
+/// Longest reason for which a cluster is succeeded, in bytes.
+pub const MAX_REASON: usize = 256;
 /// Longest client identity or request id, in bytes.
 pub const MAX_REQUEST_ID: usize = 128;
 /// Shortest and longest time to live of a proposal, in milliseconds, and its default.
@@ -54,6 +56,8 @@ pub const LOG_WINDOW_ENTRIES: usize = 8192;
 pub const LOG_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 /// Most entries in one page of an HTTP answer.
 pub const MAX_PAGE: usize = 1000;
+/// Records that one page of a search reads at most; then it ends early, and says where to go on.
+pub const MAX_SEARCH_READS: usize = 4_096;
 /// Largest HTTP request body, in bytes.
 pub const MAX_HTTP_BODY: usize = 2 * MAX_PAYLOAD;
 /// Largest HTTP request body that is read to its end and thrown away, so that a client still writing sees the refusal
@@ -106,8 +110,24 @@ pub const MAX_SNAPSHOT_CHUNKS: u32 = 1 << 20;
 pub const MAX_CHUNKS_ASKED: usize = 8;
 /// Bytes of a snapshot that a node asks for in a second, unless it is told otherwise.
 pub const SNAPSHOT_BYTES_PER_S: u64 = 64 * 1024 * 1024;
+/// Bytes of the history before a snapshot that a node asks for in a second, unless it is told otherwise: gentle on members
+/// that have better to do.
+pub const HISTORY_BYTES_PER_S: u64 = 8 * 1024 * 1024;
+/// Pieces of the history that one member may have asked a node for without an answer.
+pub const MAX_PIECES_OPEN: usize = 4;
+/// Pieces of the history that a node looks up at once for all members together.
+pub const MAX_PIECES_GIVEN: usize = 2;
+/// Damaged records that are mended at most; beyond it a disk is not to be trusted with what it still gives.
+pub const MAX_WOUNDS: usize = 64;
+/// Entries of the log that are mended at most.
+pub const MAX_MENDED_ENTRIES: u64 = 16_384;
 /// Hashes in a tile, as in C2SP `tlog-tiles`.
 pub const TILE: u64 = 256;
+
+/// Most bytes in one frame of a backup: larger than any one thing that stands in it.
+pub const MAX_BACKUP_FRAME: usize = 2 * 1024 * 1024;
+/// Backups that one node streams at once; each holds compaction back.
+pub const MAX_BACKUPS: usize = 2;
 
 const _: () = assert!(MAX_PAYLOAD + MAX_HEADER + 4 * MAX_REQUEST_ID < MAX_ENTRY);
 const _: () = assert!(MAX_ENTRY < MAX_STORED_VALUE);

@@ -94,6 +94,8 @@ const fn role_label(role: Role) -> &'static str {
     }
 }
 
+const ROTATIONS: [&str; 2] = ["done", "abandoned"];
+
 const ALARM_KINDS: [&str; 5] =
     ["clock_out_of_bound", "malformed_append", "false_leader", "snapshot_denied", "snapshot_failed"];
 
@@ -106,6 +108,9 @@ const fn alarm_kind(alarm: &Alarm) -> &'static str {
         Alarm::SnapshotFailed { .. } => ALARM_KINDS[4],
     }
 }
+
+/// What may be put back from other members.
+const MENDED_KINDS: [&str; 5] = ["entries", "headers", "tile", "kept", "chunk"];
 
 /// The metrics of one node.
 pub struct Telemetry {
@@ -120,10 +125,16 @@ pub struct Telemetry {
     role: Gauge<u64>,
     log_index: Gauge<u64>,
     peer_connected: Gauge<u64>,
+    history_from: Gauge<u64>,
+    history_complete: Gauge<u64>,
+    mended: Counter<u64>,
     persist: Histogram<f64>,
     alarms: Counter<u64>,
     request_entries: Gauge<u64>,
     request_limit: Gauge<u64>,
+    database_bytes: Gauge<u64>,
+    rotations: Counter<u64>,
+    rotation_pause: Gauge<f64>,
 }
 
 impl Telemetry {
@@ -180,6 +191,18 @@ impl Telemetry {
                 "Positions in this node's log: last appended, durable here, committed, applied, certified.",
             ),
             peer_connected: gauge("concordat_peer_connected", "1 while a connection to the member stands."),
+            history_from: gauge(
+                "concordat_history_from",
+                "The first entry whose header, certificates and receipt are held here.",
+            ),
+            history_complete: gauge(
+                "concordat_history_complete",
+                "1 when nothing is missing from the first entry on; 0 while what lies before an installed snapshot is filled in.",
+            ),
+            mended: counter(
+                "concordat_mended_total",
+                "Damaged records of this node's store that were put back from other members when it started.",
+            ),
             persist: seconds(&PERSIST),
             alarms: counter("concordat_alarms_total", "Alarms raised by this node; see its log."),
             request_entries: gauge(
@@ -190,6 +213,15 @@ impl Telemetry {
                 "concordat_request_table_limit",
                 "Most requests that are remembered; at this bound every proposal is refused with backpressure.",
             ),
+            database_bytes: gauge("concordat_database_bytes", "Bytes that the files of this node's database take."),
+            rotations: counter(
+                "concordat_database_rotations_total",
+                "Moves of the database to a fresh one, by how they ended: done, or abandoned (see the log).",
+            ),
+            rotation_pause: meter
+                .f64_gauge("concordat_database_rotation_pause_seconds")
+                .with_description("How long writers were held up when the database last moved.")
+                .build(),
         }
     }
 
@@ -208,12 +240,21 @@ impl Telemetry {
         self.set_pending(0);
         self.set_request_entries(0);
         self.request_limit.record(MAX_REQUESTS as u64, &[]);
+        self.set_database_bytes(0);
+        for outcome in ROTATIONS {
+            self.rotations.add(0, &[KeyValue::new("outcome", outcome)]);
+        }
+        self.rotation_pause.record(0.0, &[]);
         self.set_term(0);
+        self.set_history(1, true);
         for position in Position::ALL {
             self.set_log_index(position, 0);
         }
         for peer in peers {
             self.set_peer_connected(peer, false);
+        }
+        for kind in MENDED_KINDS {
+            self.mended.add(0, &[KeyValue::new("kind", kind)]);
         }
         for kind in ALARM_KINDS {
             self.alarms.add(0, &[KeyValue::new("kind", kind)]);
@@ -258,9 +299,34 @@ impl Telemetry {
         self.request_entries.record(count, &[]);
     }
 
+    /// What the files of the database take.
+    pub fn set_database_bytes(&self, bytes: u64) {
+        self.database_bytes.record(bytes, &[]);
+    }
+
+    /// A move of the database was done, holding writers up for so many seconds, or was given up.
+    pub fn rotation(&self, pause: Option<f64>) {
+        let outcome = ROTATIONS[usize::from(pause.is_none())];
+        self.rotations.add(1, &[KeyValue::new("outcome", outcome)]);
+        if let Some(seconds) = pause {
+            self.rotation_pause.record(seconds, &[]);
+        }
+    }
+
     /// This node's term.
     pub fn set_term(&self, term: u64) {
         self.term.record(term, &[]);
+    }
+
+    /// A damaged record of this kind was put back from another member.
+    pub fn mended(&self, kind: &'static str) {
+        self.mended.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    /// From where on this node holds the history, and whether that is all of it.
+    pub fn set_history(&self, from: u64, is_complete: bool) {
+        self.history_from.record(from, &[]);
+        self.history_complete.record(is_complete.into(), &[]);
     }
 
     /// How far this node's log has come.

@@ -5,6 +5,10 @@
 //! [`MAX_FRAME`]. Nothing here is hashed or signed: signed statements inside a frame have canonical bytes of their own
 //! ([`crate::certificate`]).
 
+mod history;
+
+pub use history::{Found, History, Piece};
+
 use crate::certificate::merkle::MAX_PATH;
 use crate::certificate::{ElectionCertificate, Half, HeadCertificate, Request};
 use crate::core::{Admission, Message, Submission};
@@ -12,7 +16,7 @@ use crate::limits::{MAX_ADDRESS, MAX_FRAME, MAX_MEMBERS, MAX_PAYLOAD, SNAPSHOT_C
 use serde::{Deserialize, Serialize};
 
 /// The protocol version that leads every frame. Nodes of different versions do not talk.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// Bytes of the length that precedes a frame.
 pub const LENGTH_PREFIX: usize = 4;
 /// Longest program version in a [`Frame::Hello`], bytes.
@@ -48,6 +52,8 @@ pub enum Frame {
         /// The sender's program version.
         version: String,
     },
+    /// A piece of the log's history, asked for or given.
+    History(History),
 }
 
 /// Which of the three streams of a connection a frame takes, so that none waits behind a heavier kind.
@@ -58,7 +64,7 @@ pub enum Lane {
     Control = 0,
     /// Entries, and ballots with their payloads.
     Append = 1,
-    /// Submissions.
+    /// Submissions, and whatever nothing waits for but a node that is behind.
     Bulk = 2,
 }
 
@@ -143,7 +149,9 @@ impl Frame {
         match self {
             Self::Core(Message::Append { .. } | Message::Ballot { .. }) => Lane::Append,
             // Proofs of many changes are large, and nothing waits for them but a node that is behind.
-            Self::Submit { .. } | Self::Core(Message::Epochs { .. } | Message::SnapshotChunk { .. }) => Lane::Bulk,
+            Self::Submit { .. }
+            | Self::History(_)
+            | Self::Core(Message::Epochs { .. } | Message::SnapshotChunk { .. }) => Lane::Bulk,
             Self::Core(_) | Self::Submitted { .. } | Self::Hello { .. } => Lane::Control,
         }
     }
@@ -201,6 +209,7 @@ impl Frame {
             Self::Core(message) => check_message(message),
             Self::Submit { submission, .. } => check_request(&submission.request, &submission.payload),
             Self::Submitted { .. } => Ok(()),
+            Self::History(history) => history.check(),
             Self::Hello { http, version } => {
                 at_most(http.as_deref().map_or(0, str::len), MAX_ADDRESS, "hello.http")?;
                 at_most(version.len(), MAX_VERSION_TEXT, "hello.version")
@@ -291,6 +300,7 @@ mod tests {
     };
     use crate::core::{AppendResult, Ballot};
     use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
+    use crate::limits::MAX_HEADER;
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -395,7 +405,23 @@ mod tests {
             Frame::Submit { handle: 1, submission: submission(vec![0; 1000]) },
             Frame::Submitted { handle: 1, admission: Admission::InvalidQuorum { least: 2, most: 3 } },
             Frame::Submitted { handle: 2, admission: Admission::Backpressure },
+            asked(Piece::Tile { level: 1, position: 3 }),
+            asked(Piece::Bodies { indexes: vec![LogIndex(1), LogIndex(300)] }),
+            found(Found::Tile(vec![Digest([1; 32]); 256])),
+            found(Found::Headers(vec![serde_bytes::ByteBuf::from(vec![7; 200]); 256])),
+            found(Found::Certificates(vec![Arc::new(HeadCertificate { head, halves: vec![half()] })])),
+            found(Found::Bodies(vec![entry(7, b"{}")])),
+            found(Found::Chunk { bytes: serde_bytes::ByteBuf::from(vec![1; 9]), path: vec![Digest([3; 32])] }),
+            Frame::History(History::Answer { id: 9, found: None }),
         ]
+    }
+
+    fn asked(piece: Piece) -> Frame {
+        Frame::History(History::Ask { id: 9, piece })
+    }
+
+    fn found(found: Found) -> Frame {
+        Frame::History(History::Answer { id: 9, found: Some(found) })
     }
 
     fn encode(frame: &Frame) -> Vec<u8> {
@@ -434,10 +460,10 @@ mod tests {
         let hello = Frame::Hello { http: None, version: "1".into() };
         let heartbeat =
             Frame::Core(Message::HeartbeatReply { term: Term(1), session: 300, round: 0, wall: 1 << 40, certified: 0 });
-        assert_eq!(hex::encode(encode(&hello)), "0000000c0181a548656c6c6f92c0a131");
+        assert_eq!(hex::encode(encode(&hello)), "0000000c0281a548656c6c6f92c0a131");
         assert_eq!(
             hex::encode(encode(&heartbeat)),
-            "000000270181a4436f726581ae4865617274626561745265706c799501cd012c00cf000001000000000000"
+            "000000270281a4436f726581ae4865617274626561745265706c799501cd012c00cf000001000000000000"
         );
     }
 
@@ -482,7 +508,7 @@ mod tests {
         assert!(matches!(Frame::decode(&value), Err(DecodeError::Trailing { count: 1 })));
         value.pop();
         value[0] = PROTOCOL_VERSION + 1;
-        assert!(matches!(Frame::decode(&value), Err(DecodeError::Version { version: 2 })));
+        assert!(matches!(Frame::decode(&value), Err(DecodeError::Version { version: 3 })));
         assert!(matches!(Frame::decode(&[]), Err(DecodeError::Empty)));
     }
 
@@ -505,6 +531,10 @@ mod tests {
                 head: Head { term: Term(1), size: 1, root: Digest::ZERO },
                 halves: vec![half(); 3],
             }))),
+            asked(Piece::Bodies { indexes: vec![LogIndex(1); 257] }),
+            found(Found::Tile(vec![Digest::ZERO; 257])),
+            found(Found::Headers(vec![serde_bytes::ByteBuf::from(vec![0; MAX_HEADER + 1])])),
+            found(Found::Chunk { bytes: serde_bytes::ByteBuf::from(vec![0; SNAPSHOT_CHUNK + 1]), path: vec![] }),
         ];
         for frame in frames {
             let mut out = vec![1, 2, 3];
@@ -540,7 +570,7 @@ mod tests {
         for frame in samples() {
             let expected = match &frame {
                 Frame::Core(Message::Append { .. } | Message::Ballot { .. }) => Lane::Append,
-                Frame::Submit { .. } => Lane::Bulk,
+                Frame::Submit { .. } | Frame::History(_) => Lane::Bulk,
                 _ => Lane::Control,
             };
             assert_eq!(frame.lane(), expected);
@@ -566,7 +596,7 @@ mod tests {
 
         #[test]
         fn altered_frames_decode_to_a_frame_or_an_error(
-            which in 0..11_usize,
+            which in 0..19_usize,
             flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
             cut in any::<prop::sample::Index>(),
             is_cut: bool,

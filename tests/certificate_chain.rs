@@ -144,6 +144,37 @@ fn nothing_lies_before_the_change_that_set_its_epoch() {
     assert_eq!(flaw(&c.chain(2, &c.head()), &c), (Epoch(2), StepError::Order));
 }
 
+/// At their bounds, index and time: what stands at the place of the joint head is not behind it, what stands right behind
+/// it at the very time of the change is.
+#[test]
+fn what_lies_behind_a_change_begins_right_behind_its_joint_head() {
+    let of_next_epoch = |inside: bool, earlier_ms: u64| {
+        let mut c = Cluster::new(autos(1..=3));
+        let change = c.open_change(autos(1..=4));
+        let time = c.entries[change.0 as usize - 1].header.proposed_at;
+        let push = |c: &mut Cluster| {
+            let body = Body { salt: [9; 16], ..Body::default() };
+            let header = Header { epoch: Epoch(1), proposed_at: time - earlier_ms, ..c.header(Kind::Noop) };
+            c.push(named(header, &body), body)
+        };
+        let index = if inside {
+            let index = push(&mut c);
+            c.close_change();
+            index
+        } else {
+            c.close_change();
+            push(&mut c)
+        };
+        c.append(Kind::Noop, b"");
+        c.receipt(index).verify(&c.genesis).map(|_| ())
+    };
+    assert!(of_next_epoch(false, 0).is_ok());
+    for (inside, earlier_ms) in [(true, 0), (false, 1)] {
+        let error = of_next_epoch(inside, earlier_ms).unwrap_err();
+        assert!(matches!(error, ReceiptError::Inconsistent(rule) if rule.contains("before the change")), "{error}");
+    }
+}
+
 #[test]
 fn a_changed_row_of_a_member_that_kept_its_store_keeps_its_key() {
     let mut c = Cluster::new(autos(1..=3));

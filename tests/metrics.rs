@@ -66,6 +66,22 @@ concordat_alarms_total{{kind="false_leader"}} 0
 concordat_alarms_total{{kind="malformed_append"}} 0
 concordat_alarms_total{{kind="snapshot_denied"}} 0
 concordat_alarms_total{{kind="snapshot_failed"}} 0
+# HELP concordat_database_bytes Bytes that the files of this node's database take.
+# TYPE concordat_database_bytes gauge
+concordat_database_bytes 0
+# HELP concordat_database_rotation_pause_seconds How long writers were held up when the database last moved.
+# TYPE concordat_database_rotation_pause_seconds gauge
+concordat_database_rotation_pause_seconds 0
+# HELP concordat_database_rotations_total Moves of the database to a fresh one, by how they ended: done, or abandoned (see the log).
+# TYPE concordat_database_rotations_total counter
+concordat_database_rotations_total{{outcome="abandoned"}} 0
+concordat_database_rotations_total{{outcome="done"}} 0
+# HELP concordat_history_complete 1 when nothing is missing from the first entry on; 0 while what lies before an installed snapshot is filled in.
+# TYPE concordat_history_complete gauge
+concordat_history_complete 1
+# HELP concordat_history_from The first entry whose header, certificates and receipt are held here.
+# TYPE concordat_history_from gauge
+concordat_history_from 1
 # HELP concordat_log_index Positions in this node's log: last appended, durable here, committed, applied, certified.
 # TYPE concordat_log_index gauge
 concordat_log_index{{position="applied"}} 0
@@ -73,6 +89,13 @@ concordat_log_index{{position="certified"}} 0
 concordat_log_index{{position="committed"}} 0
 concordat_log_index{{position="durable"}} 0
 concordat_log_index{{position="last"}} 0
+# HELP concordat_mended_total Damaged records of this node's store that were put back from other members when it started.
+# TYPE concordat_mended_total counter
+concordat_mended_total{{kind="chunk"}} 0
+concordat_mended_total{{kind="entries"}} 0
+concordat_mended_total{{kind="headers"}} 0
+concordat_mended_total{{kind="kept"}} 0
+concordat_mended_total{{kind="tile"}} 0
 # HELP concordat_peer_connected 1 while a connection to the member stands.
 # TYPE concordat_peer_connected gauge
 concordat_peer_connected{{peer="{PEER}"}} 0

@@ -7,7 +7,7 @@ use concordat::certificate::merkle;
 use concordat::certificate::{Entry, Kind};
 use concordat::core::Write;
 use concordat::ids::{LogIndex, Term};
-use concordat::storage::{CompactError, Damage, OpenError, ReadError, Store};
+use concordat::storage::{CompactError, Damage, Keep, OpenError, ReadError, RestoreError, Store};
 use model::{Driver, append, certificate, copy, entries, image, take, tree, unproposed, vote};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -164,7 +164,7 @@ fn a_log_that_rests_on_no_snapshot_is_refused() {
         drop(std::fs::remove_dir_all(&bad));
         copy(&dir, &bad);
         {
-            let db = sled::Config::new().path(&bad).segment_size(8 << 20).open().unwrap();
+            let db = model::raw(&bad);
             let tree = db.open_tree(tree).unwrap();
             let old = tree.get(key).unwrap().expect("the record is there").to_vec();
             match change(old) {
@@ -175,6 +175,7 @@ fn a_log_that_rests_on_no_snapshot_is_refused() {
         }
         match Store::open(&bad) {
             Err(OpenError::Damaged { damage, .. }) => damage,
+            Err(OpenError::Mendable { damage, .. }) => *damage,
             Ok(_) => panic!("it opened"),
             Err(other) => panic!("{other}"),
         }
@@ -224,11 +225,104 @@ fn tree_hashes_below_the_log_are_made_again_from_headers() {
     compact(&driver.store, 650);
     driver.close();
     {
-        let db = sled::Config::new().path(&dir).segment_size(8 << 20).open().unwrap();
+        let db = model::raw(&dir);
         db.open_tree("tiles").unwrap().clear().unwrap();
         db.flush().unwrap();
     }
     let (driver, found) = Driver::open(&dir);
     assert_eq!(found.report.derived, 2);
     check(&driver.store, &log);
+}
+
+#[test]
+fn retention_by_bytes_and_age_keeps_at_least_what_it_says() {
+    let (_temp, dir) = place();
+    let (driver, log) = filled(&dir);
+    let prunable = |bytes, age_ms| driver.store.prunable(Keep { bytes, age_ms }).unwrap().0;
+    // With what a block of ten adds, or a little more.
+    let bytes = |from: usize| log[from..].iter().map(|e| e.encode().len() as u64 + 8).sum::<u64>();
+    for base in [0, 400] {
+        compact(&driver.store, base);
+        assert_eq!(prunable(None, None), 700);
+        // By bytes: whole blocks of ten, and no more of them than it takes.
+        assert_eq!(prunable(Some(1), None), 690);
+        for from in [100, 450, 650] {
+            let upto = prunable(Some(bytes(from)), None);
+            let from = (from as u64).max(base);
+            assert!(upto <= from && upto + 20 > from, "{from}: {upto}");
+        }
+        assert_eq!(prunable(Some(u64::MAX), None), base, "all of it is less");
+        // By age, against the newest entry: terms are a million seconds apart, indexes a millisecond.
+        assert_eq!(prunable(None, Some(0)), 699);
+        assert_eq!(prunable(None, Some(100)), 599);
+        assert_eq!(prunable(None, Some(700)), 299.max(base), "not one of the term before");
+        assert_eq!(prunable(None, Some(1_000_000_000 + 500)), 199.max(base));
+        assert_eq!(prunable(None, Some(u64::MAX)), base);
+        // The lower of the two counts.
+        assert_eq!(prunable(Some(1), Some(100)), 599);
+        assert_eq!(prunable(Some(u64::MAX), Some(0)), base);
+    }
+}
+
+#[test]
+fn a_reader_that_holds_the_log_loses_nothing_of_it_until_it_lets_go() {
+    let (_temp, dir) = place();
+    let (driver, log) = filled(&dir);
+    let store = &driver.store;
+    assert_eq!(compact(store, 100), LogIndex(100));
+    let (first, second) = (store.hold(), store.hold());
+    assert_eq!((first.base(), first.terms()), (LogIndex(100), &[(LogIndex(1), Term(1))][..]));
+    assert_eq!(first.snapshots().iter().map(|m| m.index).collect::<Vec<_>>(), [LogIndex(650)]);
+    take(store, &image(&log[..670], 1000));
+    assert_eq!(compact(store, 650), LogIndex(100), "nothing goes that a reader may still read");
+    store.drop_snapshots_below(LogIndex(670)).unwrap();
+    assert!(store.snapshot_reader(LogIndex(650)).is_some(), "nor a snapshot");
+    check(store, &log);
+    drop(first);
+    assert_eq!(compact(store, 650), LogIndex(100), "while another one reads");
+    drop(second);
+    assert_eq!(compact(store, 650), LogIndex(650), "and then it does");
+    store.drop_snapshots_below(LogIndex(670)).unwrap();
+    assert!(store.snapshot_reader(LogIndex(650)).is_none());
+    check(store, &log);
+    driver.close();
+}
+
+#[test]
+fn a_fresh_store_is_filled_with_what_compaction_would_have_left_and_a_used_one_never() {
+    let (_temp, dir) = place();
+    let (driver, log) = filled(&dir);
+    let used = driver.store.fill(Default::default(), Vec::new(), 0);
+    assert!(matches!(used, Err(RestoreError::NotFresh { last: LogIndex(700), .. })), "{used:?}");
+    drop(used);
+    driver.close();
+
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    Store::create(&dir, model::DID, &model::key()).unwrap();
+    let (store, _) = Store::open(&dir).unwrap();
+    take(&store, &image(&log[..650], 1000));
+    let mut filling = store.fill(Default::default(), Vec::new(), 0).unwrap();
+    let gap = filling.entry(&log[1].header, Some(&log[1]));
+    assert!(matches!(gap, Err(RestoreError::Gap { expected: LogIndex(1), .. })));
+    for entry in &log[..650] {
+        filling.entry(&entry.header, Some(entry)).unwrap();
+        if entry.index() == LogIndex(300) {
+            filling.certificate(&certificate(&log[..300])).unwrap();
+        }
+    }
+    assert_eq!((filling.last(), filling.root()), (LogIndex(650), tree(&log[..650]).root()));
+    filling.finish().unwrap();
+    drop(store);
+    let (mut driver, found) = Driver::open(&dir);
+    assert_eq!((found.report.base, found.restored.hard.term, found.restored.hard.vote), (LogIndex(650), Term(2), None));
+    driver.write(append(log[650..].to_vec())).unwrap();
+    driver.write(Write { certificate: Some(certificate(&log[..690])), ..Write::default() }).unwrap();
+    driver.store.archive(&log[650..690]).unwrap();
+    check(&driver.store, &log);
+    driver.close();
+    let (driver, found) = Driver::open(&dir);
+    assert_eq!((found.report.base, found.report.derived), (LogIndex(650), 0));
+    check(&driver.store, &log);
+    driver.close();
 }

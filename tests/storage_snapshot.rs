@@ -275,3 +275,71 @@ fn a_watermark_of_the_old_log_over_the_new_one_is_a_lost_memory() {
     let error = Store::open(&dir).err().expect("the old one promises more");
     assert!(error.to_string().contains("its log ends at 600"), "which is why it is lowered first: {error}");
 }
+
+#[test]
+fn nothing_that_a_snapshot_is_about_to_replace_is_shown() {
+    let (_temp, dir) = place();
+    let log = history();
+    let driver = stale(&dir, &log);
+    take(&driver.store, &image(&log[..600], 100));
+    driver.close();
+    let (store, _) = Store::open(&dir).unwrap();
+    let (answer, answered) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let committer = store.start(move |result| {
+        answer.send(result.unwrap()).unwrap();
+        // The thread stands still until it is told to go on.
+        wait.recv().unwrap();
+    });
+    committer.submit(1, Write::default()).unwrap();
+    assert_eq!((answered.recv().unwrap(), store.last_index()), (1, LogIndex(900)));
+    let install = Write { hard: Some(vote(2, 1)), base: Some(base(&log[..600])), ..append(log[600..610].to_vec()) };
+    committer.submit(2, install).unwrap();
+    assert_eq!(store.last_index(), LogIndex(150), "what is certified is surely the snapshot's history, and no more");
+    assert_eq!(store.read(LogIndex(149), LogIndex(900), usize::MAX).unwrap(), log[148..150]);
+    go_on.send(()).unwrap();
+    assert_eq!((answered.recv().unwrap(), store.last_index()), (2, LogIndex(610)));
+    go_on.send(()).unwrap();
+    committer.close();
+}
+
+#[test]
+fn a_log_that_was_replaced_and_is_still_there_is_wiped_when_the_store_is_opened() {
+    let (temp, dir) = place();
+    let log = history();
+    let driver = stale(&dir, &log);
+    take(&driver.store, &image(&log[..600], 100));
+    driver.close();
+    let before = temp.path().join("before");
+    copy(&dir, &before);
+    let (mut driver, _) = Driver::open(&dir);
+    driver.write(Write { hard: Some(vote(2, 1)), base: Some(base(&log[..600])), ..Write::default() }).unwrap();
+    driver.close();
+    {
+        // As when the power fails before the first of the replaced blocks is deleted.
+        let tree = |dir: &std::path::Path, name: &str| {
+            let db = model::raw(dir);
+            (db.open_tree(name).unwrap(), db)
+        };
+        let replaced: Vec<_> = tree(&before, "log").0.iter().map(Result::unwrap).collect();
+        assert!(replaced.len() > 1);
+        let (blocks, db) = tree(&dir, "log");
+        replaced.into_iter().for_each(|(key, block)| drop(blocks.insert(key, block).unwrap()));
+        let meta = db.open_tree("meta").unwrap();
+        let mut record = meta.get("base").unwrap().unwrap().to_vec();
+        let sum = record.len() - 4;
+        record[17] = 1;
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(b"base");
+        hasher.update(&record[..sum]);
+        record[sum..].copy_from_slice(&hasher.finalize().to_be_bytes());
+        meta.insert("base", record).unwrap();
+        db.flush().unwrap();
+    }
+    let (mut driver, found) = Driver::open(&dir);
+    assert_eq!((found.report.base, found.report.entries, found.last_index), (LogIndex(600), 0, LogIndex(600)));
+    driver.write(append(log[600..].to_vec())).unwrap();
+    check_installed(&driver.store, &log);
+    driver.close();
+    assert_eq!(Driver::open(&dir).1.restored.tail, log[600..]);
+}

@@ -273,8 +273,14 @@ impl Request {
     /// What the header and the votes name: `H(tag ‖ key ‖ deadline)`.
     #[must_use]
     pub fn digest(&self) -> Digest {
+        Self::digest_of(&self.key(), self.deadline_ms)
+    }
+
+    /// [`Request::digest`] of a request of which only its key and its deadline are known.
+    #[must_use]
+    pub fn digest_of(key: &Digest, deadline_ms: u64) -> Digest {
         let mut w = Writer::tagged(b"concordat:reqdig");
-        w.digest(&self.key()).u64(self.deadline_ms);
+        w.digest(key).u64(deadline_ms);
         Digest(Sha256::digest(&w.0).into())
     }
 

@@ -65,6 +65,20 @@ impl Frontier {
         Ok(Self { size, peaks })
     }
 
+    /// The tree of `size` leaves with these complete subtrees, largest first.
+    ///
+    /// # Errors
+    /// [`FormatError::Value`] unless there is one for each bit of the size.
+    pub fn new(size: u64, peaks: Vec<Digest>) -> Result<Self, FormatError> {
+        Self::try_from(RawFrontier { size, peaks })
+    }
+
+    /// The roots of its complete subtrees, largest first.
+    #[must_use]
+    pub fn peaks(&self) -> &[Digest] {
+        &self.peaks
+    }
+
     /// `peaks`, largest first, are those of a tree of `size` leaves.
     pub(super) fn from_peaks(size: u64, peaks: Vec<Digest>) -> Self {
         assert_eq!(peaks.len(), size.count_ones() as usize, "one peak per bit set in size");

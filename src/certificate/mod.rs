@@ -17,6 +17,7 @@ pub mod merkle;
 mod outcome;
 mod receipt;
 mod statement;
+mod succession;
 mod table;
 
 pub use bitmap::Bitmap;
@@ -33,4 +34,5 @@ pub use manifest::SnapshotManifest;
 pub use outcome::OutcomeError;
 pub use receipt::{CommitCertificate, Receipt, ReceiptError, VerifiedReceipt};
 pub use statement::{ElectionClaim, Head, SignedFor, VoteStatement};
+pub use succession::{Succession, SuccessionError, Survey};
 pub use table::{Genesis, GenesisError, Member, MemberTable, Policy, QuorumRule, Role, TableError, TableInForce};

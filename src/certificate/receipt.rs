@@ -125,6 +125,16 @@ pub enum ReceiptError {
         /// Why.
         source: CertificateError,
     },
+    /// An entry of the cluster that this one succeeds.
+    #[error(
+        "entry {index} is not of this cluster, which succeeds another at {size} entries: its members took it over and granted nothing; verify it with the predecessor's genesis"
+    )]
+    Predecessor {
+        /// The entry.
+        index: LogIndex,
+        /// The predecessor's entries.
+        size: u64,
+    },
     /// The inclusion path does not lead to the certified root.
     #[error("the {what} is not in the certified tree")]
     Inclusion {
@@ -222,6 +232,10 @@ impl Receipt {
     /// # Errors
     /// [`ReceiptError`] naming the first flaw.
     pub fn verify(&self, genesis: &Genesis) -> Result<VerifiedReceipt, ReceiptError> {
+        let (index, size) = (self.header.index, genesis.begins_after());
+        if index.0 <= size {
+            return Err(ReceiptError::Predecessor { index, size });
+        }
         self.check_headers()?;
         self.check_inclusion()?;
         self.check_chain_length()?;

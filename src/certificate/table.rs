@@ -3,6 +3,7 @@
 use super::bytes::{FormatError, Reader, Writer};
 use super::keys::{KeyError, PublicKey, Signature};
 use super::statement::SignedFor;
+use super::succession::{Succession, SuccessionError};
 use crate::ids::{Digest, Epoch, NodeId};
 use crate::limits::{MAX_ADDRESS, MAX_MEMBERS, MAX_NAME, MAX_PAYLOAD};
 use serde::{Deserialize, Serialize};
@@ -317,6 +318,8 @@ pub struct Genesis {
     pub rule: QuorumRule,
     /// The first member table (epoch 0).
     pub table: MemberTable,
+    /// The cluster that it succeeds, if it does.
+    pub succeeds: Option<Succession>,
 }
 
 /// Why a file is no genesis.
@@ -342,6 +345,9 @@ pub enum GenesisError {
     /// The table breaks a rule.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// What it says of its predecessor breaks a rule.
+    #[error(transparent)]
+    Succession(#[from] SuccessionError),
 }
 
 /// The genesis file as it stands in JSON.
@@ -353,6 +359,8 @@ struct GenesisFile {
     name: String,
     quorum: QuorumRule,
     members: Vec<Member>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    succeeds: Option<Succession>,
 }
 
 /// Read first, so that a file of a later version is called that, whatever fields it has.
@@ -371,7 +379,22 @@ impl Genesis {
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
             return Err(GenesisError::Name(name.chars().take(2 * MAX_NAME).collect()));
         }
-        Ok(Self { name: name.to_owned(), rule, table })
+        Ok(Self { name: name.to_owned(), rule, table, succeeds: None })
+    }
+
+    /// The same for a cluster that succeeds another.
+    ///
+    /// # Errors
+    /// [`GenesisError::Succession`].
+    pub fn succeeding(self, succession: Succession) -> Result<Self, GenesisError> {
+        succession.check()?;
+        Ok(Self { succeeds: Some(succession), ..self })
+    }
+
+    /// How many entries lie before this cluster's first: those of the cluster that it succeeds, or none.
+    #[must_use]
+    pub fn begins_after(&self) -> u64 {
+        self.succeeds.as_ref().map_or(0, Succession::size)
     }
 
     /// Canonical bytes.
@@ -379,6 +402,10 @@ impl Genesis {
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::tagged(GENESIS_TAG);
         w.short(self.name.as_bytes()).u8(self.rule as u8).long(&self.table.encode());
+        // Absent from a genesis that succeeds none, so that those from before there were successors keep their id.
+        if let Some(succession) = &self.succeeds {
+            w.long(&succession.encode());
+        }
         w.0
     }
 
@@ -388,7 +415,8 @@ impl Genesis {
         Digest(Sha256::digest(self.encode()).into())
     }
 
-    /// The JSON file: `{"concordat_genesis":1,"genesis_id":…,"name":…,"quorum":…,"members":[…]}`, pretty-printed, with a
+    /// The JSON file: `{"concordat_genesis":1,"genesis_id":…,"name":…,"quorum":…,"members":[…]}`, with `"succeeds":{…}` at its end
+    /// when it succeeds another cluster, pretty-printed, with a
     /// line feed at its end.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -398,6 +426,7 @@ impl Genesis {
             name: self.name.clone(),
             quorum: self.rule,
             members: self.table.members.clone(),
+            succeeds: self.succeeds.clone(),
         };
         serde_json::to_string_pretty(&file).expect("strings, numbers and arrays") + "\n"
     }
@@ -413,6 +442,10 @@ impl Genesis {
         }
         let file: GenesisFile = serde_json::from_str(text)?;
         let genesis = Self::new(&file.name, file.quorum, MemberTable::new(file.members)?)?;
+        let genesis = match file.succeeds {
+            None => genesis,
+            Some(succession) => genesis.succeeding(succession)?,
+        };
         let actual = genesis.id();
         if actual != file.genesis_id {
             return Err(GenesisError::Id { stated: file.genesis_id, actual });

@@ -5,7 +5,8 @@ use super::verify::read_genesis;
 use super::{Failure, Global, PATIENT, call_failed, client};
 use crate::api::{CertificatePage, EntryView};
 use crate::audit::{AuditError, Auditor, Summary};
-use crate::certificate::{Body, Entry, Genesis, HeadCertificate, Header};
+use crate::backup::{self, Rebuilt};
+use crate::certificate::{Body, Entry, Genesis, HeadCertificate, Header, Succession};
 use crate::client::Client;
 use crate::ids::{Digest, LogIndex};
 use crate::limits::MAX_PAGE;
@@ -15,7 +16,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,11 +34,15 @@ pub(super) struct Audit {
     /// Audit a data directory instead of the first node given that answers; its node must be stopped
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// A backup of the cluster that this one succeeds: verified too, and that this one goes on from it
+    #[arg(long, value_name = "FILE")]
+    predecessor: Option<PathBuf>,
 }
 
 impl Audit {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
         let genesis = read_genesis(&self.genesis)?;
+        let before = self.predecessor.as_deref().map(|path| audit_predecessor(path, &genesis)).transpose()?;
         let summary = match &self.data {
             Some(_) if !global.nodes.is_empty() => {
                 return Err(Failure::usage("--data and --node exclude each other"));
@@ -49,14 +54,68 @@ impl Audit {
             }
         };
         if global.json {
-            output::json(
-                &json!({ "verified": true, "genesis_id": genesis.id(), "beyond": summary.beyond(), "summary": summary }),
-            )?;
+            output::json(&json!({
+                "verified": true, "genesis_id": genesis.id(), "beyond": summary.beyond(), "summary": summary,
+                "succeeds": genesis.succeeds, "predecessor": before,
+            }))?;
         } else {
             output::line(&describe(&summary))?;
+            if let Some(succession) = &genesis.succeeds {
+                output::line(&describe_succession(succession))?;
+            }
+            if let Some(before) = &before {
+                output::line(&format!("predecessor, verified with its own genesis:\n{}", describe(before)))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Verifies the log of the cluster that the genesis succeeds, and that the genesis says of it what is true: its end, the
+/// state there, and that its own members signed the surveys.
+fn audit_predecessor(path: &Path, genesis: &Genesis) -> Result<Summary, Failure> {
+    let Some(succession) = &genesis.succeeds else {
+        return Err(Failure::usage("--predecessor: the genesis given succeeds no cluster"));
+    };
+    let (verified, rebuilt) = super::backup::verify_file(path, None, Rebuilt::default())?;
+    let found = verified.begin.genesis.id();
+    if found != succession.genesis_id {
+        return Err(Failure::new(format!(
+            "{} is a backup of cluster {found}, the genesis succeeds {}",
+            path.display(),
+            succession.genesis_id
+        )));
+    }
+    let (surveys, reason) = (succession.surveys.clone(), succession.reason.clone());
+    // Whether the succession was needed is for people to judge: what survived is told, and what was missing.
+    let told = backup::succession(&verified, &rebuilt.into_image(), surveys, reason, true).map_err(flaw)?;
+    if told != *succession {
+        return Err(flaw("the genesis says of its predecessor what that one's log does not bear out"));
+    }
+    Ok(verified.summary)
+}
+
+/// What a genesis says of the cluster before, for people.
+pub(super) fn describe_succession(succession: &Succession) -> String {
+    let (size, certified) = (succession.size(), succession.certified);
+    let mut lines = vec![
+        format!("succeeds   cluster {} at {size} entries, root {}", succession.genesis_id, succession.snapshot.root),
+        format!("why        {}", succession.reason),
+        format!("certified  up to {certified} there"),
+    ];
+    if certified < size {
+        lines.push(format!(
+            "taken over entries {}..{size} were not certified there: survivors held them, nobody proved them",
+            certified + 1
+        ));
+    }
+    for survey in &succession.surveys {
+        lines.push(format!("survivor   {} signed {} entries, root {}", survey.member, survey.size, survey.root));
+    }
+    for member in &succession.missing {
+        lines.push(format!("missing    {member}: what it alone may have committed is unknown"));
+    }
+    lines.join("\n")
 }
 
 /// One node's log is audited, whole: entries of one and certificates of another would prove nothing about either.
@@ -88,10 +147,10 @@ pub(super) async fn audit_node(
     root_at: Option<u64>,
 ) -> Result<Audited, Failure> {
     let mut auditor = Auditor::new(genesis);
-    let mut certificates = Certificates { client, nodes, fetched: VecDeque::new(), above: Some(0) };
+    let mut certificates = Certificates { client, nodes, fetched: VecDeque::new(), above: Some(auditor.size()) };
     let mut root = None;
     // The log grows while it is read, so where to end is settled before.
-    let end = end(client, nodes).await?;
+    let end = end(client, nodes, auditor.size()).await?;
     let bar = output::progress(end, "auditing");
     while auditor.size() < end {
         let from = LogIndex(auditor.size() + 1);
@@ -121,10 +180,13 @@ pub(super) async fn audit_node(
 /// Where an audit of a node's log ends: at the certificate over what is committed now, so that nothing of it is left
 /// unproved only because entries follow each other faster than certificates. Where none comes (no quorum is up), at what
 /// is committed.
-async fn end(client: &Client, nodes: &[String]) -> Result<u64, Failure> {
-    let page = client.entries(LogIndex(1), 1).await.map_err(|e| call_failed(nodes, &e))?;
+async fn end(client: &Client, nodes: &[String], start: u64) -> Result<u64, Failure> {
+    let page = client.entries(LogIndex(start + 1), 1).await.map_err(|e| call_failed(nodes, &e))?;
     let committed = page.commit_index.0;
-    let Some(above) = committed.checked_sub(1) else { return Ok(0) };
+    if committed <= start {
+        return Ok(start);
+    }
+    let above = committed - 1;
     let until = Instant::now() + COVERED;
     loop {
         let page = client.certificates(above, 1).await.map_err(|e| call_failed(nodes, &e))?;

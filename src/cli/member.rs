@@ -104,6 +104,20 @@ pub(super) async fn snapshot(global: &Global) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `compact`: gives disk space back.
+pub(super) async fn compact(global: &Global) -> Result<ExitCode, Failure> {
+    let nodes = global.nodes();
+    let done = client(&nodes, PATIENT)?.compact().await.map_err(|e| call_failed(&nodes, &e))?;
+    if global.json {
+        output::json(&done)?;
+    } else {
+        let (before, after) = (output::mib(done.bytes_before), output::mib(done.bytes_after));
+        let held_up = std::time::Duration::from_micros(done.pause_us);
+        output::line(&format!("the database took {before}, now {after}; writers were held up for {held_up:?}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 impl Transfer {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Failure> {
         let nodes = global.nodes();

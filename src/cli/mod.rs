@@ -1,18 +1,24 @@
 //! The command line: one file per group of commands, each a thin client of the library.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (one line `error: …` says why), 2 wrong
-//! usage, 3 (`serve` only) the node halted on purpose and must not be restarted before the reason is understood.
+//! usage, 3 (`serve` only) the node halted on purpose, or its store must not be used again: not to be restarted before the
+//! reason is understood.
 
 mod audit;
 mod audit_store;
+mod backup;
 mod bench;
 mod dev;
+mod doctor;
 mod import;
 mod member;
 mod output;
 mod propose;
 mod query;
+mod recover;
+mod rejoin;
 mod remember;
+mod search;
 mod serve;
 mod setup;
 mod verify;
@@ -83,11 +89,15 @@ enum Command {
     Transfer(member::Transfer),
     /// Have every node make a snapshot of its state, and let go of what it stands for
     Snapshot,
+    /// Copy the node's database to a fresh one, and give back to the disk what pruned entries took
+    Compact,
     /// Show one entry, agent, configuration key or proposal
     #[command(subcommand)]
     Get(query::Get),
     /// Find agents by capability and status
     Find(query::Find),
+    /// Search the log by origin, request, registry key, signer, denier, kind or time
+    Search(search::Search),
     /// Show every change of an agent or configuration key
     #[command(subcommand)]
     History(query::History),
@@ -97,6 +107,17 @@ enum Command {
     Verify(verify::Verify),
     /// Verify a whole log: every header, certificate and the tree
     Audit(audit::Audit),
+    /// Look at everything in the store of a stopped node: what is wrong, what it means, what to do
+    Doctor(doctor::Doctor),
+    /// Bring the store of a stopped node to the schema version of this program, as its next start would
+    Migrate(doctor::Migrate),
+    /// Write everything that a node holds to one file that proves itself, or verify such a file
+    Backup(backup::Backup),
+    /// Fill a fresh data directory from a backup
+    Restore(backup::Restore),
+    /// After the loss of a quorum: what each survivor holds, and its end
+    #[command(subcommand)]
+    Recover(recover::Recover),
     /// Measure a running cluster in a closed loop
     Bench(bench::Bench),
 }
@@ -120,6 +141,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Init(args) => args.run(&global),
         Command::Genesis(args) => args.run(&global),
         Command::Verify(args) => args.run(&global),
+        Command::Doctor(args) => args.run(&global),
+        Command::Migrate(args) => args.run(&global),
         Command::Serve(args) => args.run(),
         Command::Dev(args) => block_on(args.run()),
         Command::Propose(args) => block_on(args.run(&global)),
@@ -128,12 +151,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status => block_on(query::status(&global)),
         Command::Member(args) => block_on(args.run(&global)),
         Command::Snapshot => block_on(member::snapshot(&global)),
+        Command::Compact => block_on(member::compact(&global)),
         Command::Transfer(args) => block_on(args.run(&global)),
         Command::Get(args) => block_on(args.run(&global)),
         Command::Find(args) => block_on(args.run(&global)),
+        Command::Search(args) => block_on(args.run(&global)),
         Command::History(args) => block_on(args.run(&global)),
         Command::Receipt(args) => block_on(args.run(&global)),
         Command::Audit(args) => block_on(args.run(&global)),
+        Command::Backup(args) => block_on(args.run(&global)),
+        Command::Recover(args) => args.run(&global),
+        Command::Restore(args) => args.run(&global),
         Command::Bench(args) => block_on(args.run(&global)),
     }
 }

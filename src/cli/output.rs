@@ -158,6 +158,24 @@ pub(super) fn write_new(path: &Path, contents: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Writes a file in place of whatever has its name: at any instant it is wholly the old one or wholly the new one, and it
+/// is durable on return.
+pub(super) fn replace(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".next");
+    let next = path.with_file_name(name);
+    let written = std::fs::File::create(&next)
+        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&next, path));
+    written.map_err(|e| Failure::file("write", path, e))?;
+    sync_dir(path.parent().unwrap_or(path))
+}
+
+/// Makes names in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> Result<(), Failure> {
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Failure::file("sync", dir, e))
+}
+
 /// Reads a file of at most `limit` bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
@@ -168,6 +186,12 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
         return Err(Failure::new(format!("{} has more than {limit} bytes", path.display())));
     }
     Ok(bytes)
+}
+
+/// Bytes, for people.
+pub(super) fn mib(bytes: u64) -> String {
+    let tenths = u128::from(bytes) * 10 / (1024 * 1024);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]

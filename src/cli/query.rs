@@ -55,7 +55,22 @@ fn describe_snapshot(status: &Status) -> String {
     let fetching = status
         .installing
         .map_or_else(String::new, |i| format!(", fetching the one at {}: {} of {} chunks", i.index, i.here, i.chunks));
-    format!("{newest}, payloads from {} on{fetching}", status.first_index)
+    let filling = match status.history_complete {
+        true => String::new(),
+        false => format!(", filling in headers and certificates before {}", status.history_from),
+    };
+    format!("{newest}, payloads from {} on{fetching}{filling}", status.first_index)
+}
+
+fn describe_database(status: &Status) -> String {
+    let moving = status.database.moved.map_or_else(String::new, |moved| {
+        format!(", moving to a fresh one: {} copied and read back", output::mib(moved))
+    });
+    let last = status.database.last.map_or_else(String::new, |last| {
+        let (before, after) = (output::mib(last.bytes_before), output::mib(last.bytes_after));
+        format!(", last moved from {before} to {after}")
+    });
+    format!("{}{moving}{last}", output::mib(status.database.bytes))
 }
 
 fn describe_status(status: &Status) -> String {
@@ -107,6 +122,7 @@ fn describe_status(status: &Status) -> String {
             status.certified_index
         ),
         format!("snapshot   {}", describe_snapshot(status)),
+        format!("database   {}", describe_database(status)),
         format!(
             "proposals  {} committed, {} aborted, {} pending here",
             snapshot.committed_count, snapshot.aborted_count, snapshot.pending_proposals

@@ -14,7 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// The exit code of a node that halted on purpose: nobody should restart it before reading why.
+/// The exit code of a node that halted on purpose, or whose store must not be used again: nobody should restart it before
+/// reading why.
 const HALTED: u8 = 3;
 
 /// Largest file of proofs of membership changes, in bytes.
@@ -78,7 +79,9 @@ impl Serve {
         })
         .await
         .map_err(|e| {
-            Failure::new(format!("cannot start the node in {}: {}", self.data.display(), Failure::caused(&e).message))
+            let why = Failure::caused(&e).message;
+            let failure = Failure::new(format!("cannot start the node in {}: {why}", self.data.display()));
+            if e.bars_the_store() { Failure { code: HALTED, ..failure } } else { failure }
         })?;
         let shutdown = CancellationToken::new();
         let server = match http::serve(handle.clone(), self.http, shutdown.clone()).await {

@@ -1,7 +1,8 @@
 //! `init` and `genesis`: a member's keys and store, and the file that every verifier trusts.
 
 use super::output;
-use super::{Failure, Global};
+use super::{Failure, Global, rejoin};
+use crate::backup::{self, Rebuilt};
 use crate::certificate::{Genesis, Member, MemberTable, Policy, QuorumRule, Role, SecretKey};
 use crate::node::STORE_DIR;
 use crate::storage::Store;
@@ -63,16 +64,30 @@ pub(super) struct Init {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Where the other members reach this one (QUIC over UDP)
-    #[arg(long, value_name = "HOST:PORT")]
-    address: String,
-    /// How this member decides on ballots
-    #[arg(long, value_enum, default_value_t = PolicyArg::Auto)]
-    policy: PolicyArg,
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "rejoin")]
+    address: Option<String>,
+    /// How this member decides on ballots [default: auto]
+    #[arg(long, value_enum)]
+    policy: Option<PolicyArg>,
+    /// Begin anew after a damaged or lost store: keeps the identity and sets the store aside, makes a fresh store with a
+    /// fresh key (address and policy as before unless given), and says how the member is admitted again
+    #[arg(long)]
+    rejoin: bool,
+    /// With --rejoin: although the store opens soundly
+    #[arg(long, requires = "rejoin")]
+    even_if_sound: bool,
 }
 
 impl Init {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode, Failure> {
-        let member = init(&self.data, &self.address, self.policy.into())?;
+        let policy = self.policy.map(Policy::from);
+        if self.rejoin {
+            let asked = rejoin::Asked { address: self.address, policy, even_if_sound: self.even_if_sound };
+            return rejoin::run(&self.data, asked, global);
+        }
+        // clap demands it without --rejoin.
+        let address = self.address.unwrap_or_default();
+        let member = init(&self.data, &address, policy.unwrap_or(Policy::Auto))?;
         output::line(member_json(&member)?.trim_end())?;
         if !global.json {
             eprintln!(
@@ -89,6 +104,10 @@ impl Init {
 /// there; a directory without it is what an interrupted run left, and is finished by the next.
 pub(super) fn init(data: &Path, address: &str, policy: Policy) -> Result<Member, Failure> {
     let public = data.join(MEMBER_FILE);
+    if data.join(rejoin::PLAN).exists() {
+        return Err(Failure::new(format!("the member in {} is about to begin anew", data.display()))
+            .hint("go on with `concordat init --rejoin`"));
+    }
     if public.exists() {
         return Err(Failure::new(format!("{} already holds a member; its keys are made once", data.display()))
             .hint("use another directory for another member"));
@@ -101,7 +120,14 @@ pub(super) fn init(data: &Path, address: &str, policy: Policy) -> Result<Member,
     }
     .map_err(|e| Failure::caused(&e))?;
     let store = data.join(STORE_DIR);
-    let key = if store.exists() { resume(&store, &identity)? } else { create_store(&store, &identity)? };
+    let key = fresh_store(&store, &identity)?;
+    let member = row(&identity, &key, address, policy)?;
+    output::write_new(&public, member_json(&member)?.as_bytes())?;
+    Ok(member)
+}
+
+/// The row of a member table that a member asks for.
+pub(super) fn row(identity: &Identity, key: &SecretKey, address: &str, policy: Policy) -> Result<Member, Failure> {
     let member = Member {
         did: identity.did(),
         bls_key: key.public(),
@@ -112,8 +138,12 @@ pub(super) fn init(data: &Path, address: &str, policy: Policy) -> Result<Member,
     };
     // The rules of a member table are the only place that knows what a valid row is.
     MemberTable::new(vec![member.clone()]).map_err(Failure::new)?;
-    output::write_new(&public, member_json(&member)?.as_bytes())?;
     Ok(member)
+}
+
+/// The key of the fresh store in this directory, which is made if it is not there.
+pub(super) fn fresh_store(store: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
+    if store.exists() { resume(store, identity) } else { create_store(store, identity) }
 }
 
 fn create_store(dir: &Path, identity: &Identity) -> Result<SecretKey, Failure> {
@@ -147,7 +177,7 @@ fn create_private_dir(path: &Path) -> Result<(), Failure> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Failure::file("create", path, e))
 }
 
-fn member_json(member: &Member) -> Result<String, Failure> {
+pub(super) fn member_json(member: &Member) -> Result<String, Failure> {
     serde_json::to_string_pretty(member)
         .map(|text| text + "\n")
         .map_err(|e| Failure::new(format!("cannot write the member as JSON: {e}")))
@@ -168,12 +198,28 @@ pub(super) struct MakeGenesis {
     /// Where to write the genesis
     #[arg(long, value_name = "FILE", default_value = "genesis.json")]
     out: PathBuf,
+    /// The backup of a cluster that this one succeeds: its log and state go on, with other members
+    #[arg(long, value_name = "FILE", requires = "reason")]
+    succeeds: Option<PathBuf>,
+    /// With --succeeds: why, in at most 256 bytes, for auditors
+    #[arg(long, value_name = "TEXT", requires = "succeeds")]
+    reason: Option<String>,
+    /// With --succeeds: what each survivor of a lost quorum signed (`recover survey`)
+    #[arg(long = "survivors", value_name = "FILE", num_args = 1.., requires = "succeeds")]
+    surveys: Vec<PathBuf>,
+    /// With --succeeds: although the survivors could go on by themselves
+    #[arg(long, requires = "surveys")]
+    force: bool,
 }
 
 impl MakeGenesis {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode, Failure> {
         let members = self.members.iter().map(|path| read_member(path)).collect::<Result<Vec<_>, _>>()?;
         let genesis = make_genesis(&self.name, self.quorum.into(), members)?;
+        let genesis = match &self.succeeds {
+            None => genesis,
+            Some(backup) => self.succeeding(genesis, backup)?,
+        };
         output::write_new(&self.out, genesis.to_json().as_bytes())?;
         let voters = genesis.table.voters().count();
         if let Some(warning) = size_warning(genesis.rule, voters) {
@@ -188,6 +234,33 @@ impl MakeGenesis {
             output::line(&format!("{} {id}: {voters} voters, quorum {quorum}", self.out.display()))?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl MakeGenesis {
+    fn succeeding(&self, genesis: Genesis, path: &Path) -> Result<Genesis, Failure> {
+        let (verified, rebuilt) = super::backup::verify_file(path, None, Rebuilt::default())?;
+        let (current, next) = &verified.tables;
+        let mut old = std::iter::once(current).chain(next).flat_map(|t| t.table.members());
+        let brings = |old: &Member| genesis.table.members().iter().find(|m| m.bls_key.collides_with(&old.bls_key));
+        if let Some(member) = old.find_map(brings) {
+            return Err(Failure::new(format!(
+                "{} brings a BLS key of the cluster that is succeeded: a key is the memory of its store",
+                member.did
+            ))
+            .hint("make a new data directory with `concordat init`"));
+        }
+        let surveys = super::recover::read_surveys(&self.surveys)?;
+        let reason = self.reason.clone().unwrap_or_default();
+        let succession =
+            backup::succession(&verified, &rebuilt.into_image(), surveys, reason, self.force).map_err(Failure::new)?;
+        eprintln!("{}", super::audit::describe_succession(&succession));
+        if !succession.surveys.is_empty() {
+            eprintln!(
+                "now run `concordat recover retire --data DIR` on every survivor, then `restore` on every new member"
+            );
+        }
+        genesis.succeeding(succession).map_err(Failure::new)
     }
 }
 

@@ -8,6 +8,7 @@
 //! Clones share connections; a clone per task is cheap.
 
 mod address;
+mod backup;
 mod call;
 mod consensus;
 mod requests;

@@ -3,10 +3,10 @@
 use super::call::{Answer, Call, Failure, Whom};
 use super::{Client, Options, Refusal};
 use crate::api::{
-    AgentPage, AsOf, CallError, CertificatePage, ChangeError, ChangeMembers, ChangedMembers, ConfigPage, ConfigView,
-    Consistency, EntryPage, EntryView, HistoryPage, MarkError, Marked, Members, NewKey, OpenBallot, OpenBallots,
-    ProposalStatus, Propose, ProposeError, Status, TransferError, TransferLeadership, Transferred, VoteError,
-    VoteRequest,
+    AgentPage, AsOf, CallError, CertificatePage, ChangeError, ChangeMembers, ChangedMembers, Compaction, ConfigPage,
+    ConfigView, Consistency, EntryPage, EntryView, HistoryPage, MarkError, Marked, Members, NewKey, OpenBallot,
+    OpenBallots, ProposalStatus, Propose, ProposeError, Search, SearchPage, Status, TransferError, TransferLeadership,
+    Transferred, VoteError, VoteRequest,
 };
 use crate::ids::{Epoch, LogIndex, NodeId, ProposalId};
 use crate::limits::{
@@ -24,6 +24,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What a node may take longer than the wait that it was asked for, before another is tried.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a database may take to be copied.
+const COMPACTION: Duration = Duration::from_secs(4 * 3600);
 /// What a node may take over a query before another is tried.
 const QUERY: Duration = Duration::from_secs(10);
 
@@ -216,6 +218,20 @@ impl Client {
         }
     }
 
+    /// A page of the entries that are searched for; `search.cursor` takes [`SearchPage::next`] of the one before.
+    ///
+    /// # Errors
+    /// [`Refusal`] `invalid_search` when no entry can be meant.
+    pub async fn search(&self, search: &Search) -> Queried<SearchPage> {
+        let fields = serde_json::to_value(search).map_err(|e| CallError::Protocol { detail: e.to_string() })?;
+        let fields = fields.as_object().into_iter().flatten();
+        let fields: Vec<(&str, String)> = fields
+            .map(|(name, value)| (&**name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+            .collect();
+        let query: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, &**value)).collect();
+        self.get(&["v1", "search"], &query).await
+    }
+
     /// Head certificates of sizes above `above`, ascending, at most `limit` (1–1,000).
     ///
     /// # Errors
@@ -352,6 +368,17 @@ impl Client {
     /// [`MarkError`].
     pub async fn mark_snapshot(&self) -> Result<Marked, CallError<MarkError>> {
         self.post(Whom::Any, &["v1", "snapshots"], &serde_json::json!({}), QUERY).await.map_err(Failure::typed)
+    }
+
+    /// Has the first of this client's nodes move its database to a fresh one, so that the disk gets back what pruned
+    /// entries took. Returns when that is done, which takes as long as copying the database does.
+    ///
+    /// # Errors
+    /// [`Refusal`] `not_compacted`.
+    pub async fn compact(&self) -> Queried<Compaction> {
+        self.post(Whom::First, &["v1", "compaction"], &serde_json::json!({}), COMPACTION)
+            .await
+            .map_err(Failure::refused)
     }
 
     /// Has the first of this client's nodes make a second BLS key in its store.

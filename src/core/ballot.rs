@@ -2,7 +2,8 @@
 
 use super::{Ballot, CastVote, Core, Crypto, Effect, Held, Message, State};
 use crate::certificate::{
-    AbortReason, Body, Header, Kind, PublicKey, Signature, SignedFor, TableInForce, Tally, VoteStatement, payload_hash,
+    AbortReason, Body, Header, Kind, Member, MemberTable, PublicKey, Role, Signature, SignedFor, TableInForce, Tally,
+    VoteStatement, payload_hash,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use crate::limits::{MAX_BALLOTS, MAX_PAYLOAD, MAX_TTL_MS};
@@ -27,6 +28,8 @@ pub(super) struct Open {
     table: Arc<TableInForce>,
     /// What the origin asked for; the quorum rule when absent.
     wanted: Option<u16>,
+    /// Whose grant is needed, whatever the others say.
+    needed: Vec<NodeId>,
     expires: u64,
     ask_again: u64,
     votes: BTreeMap<NodeId, (bool, Signature)>,
@@ -94,6 +97,7 @@ impl Core {
         let open = Open {
             table: Arc::new(self.tables.current().clone()),
             wanted,
+            needed: self.given_new_keys(&ballot),
             expires: now + ballot.ttl_ms,
             ask_again: now + ASK_AGAIN_MS,
             ballot: ballot.clone(),
@@ -105,6 +109,25 @@ impl Core {
             lead.ballots.insert(ballot.id, open);
         }
         self.ask_everyone(&ballot);
+    }
+
+    /// Voters whose key a change of members replaces. Only they know whether their store holds the new one: by a key that it
+    /// lacks, a member would be in the table and sign nothing.
+    fn given_new_keys(&self, ballot: &Ballot) -> Vec<NodeId> {
+        if ballot.kind != Kind::Epoch {
+            return Vec::new();
+        }
+        let Ok(next) = MemberTable::decode_granted(&ballot.payload) else { return Vec::new() };
+        let row = |m: &Member| next.get(&m.did).filter(|n| n.role == Role::Voter).map(|n| n.bls_key);
+        let replaced = |m: &&Member| row(m).is_some_and(|key| key != m.bls_key);
+        self.tables.current().table.voters().filter(replaced).map(|m| m.did).collect()
+    }
+
+    /// Whether this store holds the key by which it is to vote under a table, if it is to.
+    #[must_use]
+    pub fn holds_its_key_in(&self, table: &MemberTable) -> bool {
+        let own = table.get(&self.id).filter(|m| m.role == Role::Voter);
+        own.is_none_or(|m| self.keys.contains(&m.bls_key))
     }
 
     fn ask_everyone(&mut self, ballot: &Arc<Ballot>) {
@@ -186,9 +209,10 @@ impl Core {
         let required = usize::from(open.ballot.required_quorum);
         let grants = open.votes.values().filter(|v| v.0).count();
         let denials = open.votes.len() - grants;
-        if grants >= required {
+        let of_needed = || open.needed.iter().map(|id| open.votes.get(id).map(|v| v.0));
+        if grants >= required && of_needed().all(|v| v == Some(true)) {
             self.decide_ballot(id, Decision::Granted);
-        } else if voters - denials < required {
+        } else if voters - denials < required || of_needed().any(|v| v == Some(false)) {
             self.decide_ballot(id, Decision::Aborted(AbortReason::Rejected));
         }
     }

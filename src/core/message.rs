@@ -294,11 +294,11 @@ pub(super) mod wire_entry {
 }
 
 /// Entries travel as their canonical bytes, so that a receiver checks each one as it decodes it.
-mod wire_entries {
+pub(crate) mod wire_entries {
     use super::{Arc, Entry};
     use serde::{Deserialize, Deserializer, Serializer, ser::SerializeSeq};
 
-    pub(super) fn serialize<S: Serializer>(entries: &[Arc<Entry>], s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(entries: &[Arc<Entry>], s: S) -> Result<S::Ok, S::Error> {
         let mut seq = s.serialize_seq(Some(entries.len()))?;
         for e in entries {
             seq.serialize_element(serde_bytes::Bytes::new(&e.encode()))?;
@@ -306,7 +306,7 @@ mod wire_entries {
         seq.end()
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Arc<Entry>>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Arc<Entry>>, D::Error> {
         let raw: Vec<serde_bytes::ByteBuf> = Vec::deserialize(d)?;
         raw.iter().map(|b| Entry::decode(b).map(Arc::new).map_err(serde::de::Error::custom)).collect()
     }

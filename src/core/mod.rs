@@ -36,6 +36,7 @@ mod types;
 pub use ballot::content;
 pub use effect::Effect;
 pub use input::Input;
+pub(crate) use message::wire_entries;
 pub use message::{AppendResult, Message};
 pub use tables::Tables;
 pub use types::*;

@@ -120,7 +120,7 @@ impl Snapshots {
 impl Log {
     /// Begins anew after a snapshot. What was durable before speaks of another log now, but for what was committed: that
     /// is part of both.
-    fn begin_after(&mut self, base: &Base, committed: LogIndex) {
+    pub(super) fn begin_after(&mut self, base: &Base, committed: LogIndex) {
         let durable = self.durable().min(committed);
         let writes = self.writes_capped_at(durable);
         *self = Self::new(base.index(), base.edge.frontier(), base.terms.clone(), base.proposed_at, Vec::new());

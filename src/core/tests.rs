@@ -3,12 +3,14 @@
 use super::log::Log;
 use super::progress::{Flow, Progress};
 use super::tables::Tables;
+use super::{Base, Core, Effect, HardState, Input, Now, Options, Restored};
 use crate::certificate::merkle::Frontier;
 use crate::certificate::{
-    Body, Entry, Header, Kind, Member, MemberTable, Policy, QuorumRule, Role, SecretKey, TableInForce, payload_hash,
+    Body, Edge, Entry, Genesis, Header, Kind, Member, MemberTable, Policy, QuorumRule, Role, SecretKey, TableInForce,
+    payload_hash,
 };
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, Term};
-use crate::limits::{LOG_WINDOW_ENTRIES, MAX_INFLIGHT_APPENDS, MAX_INFLIGHT_BYTES};
+use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_ENTRIES, MAX_INFLIGHT_APPENDS, MAX_INFLIGHT_BYTES};
 use std::sync::Arc;
 
 fn entry(index: u64, term: u64) -> Arc<Entry> {
@@ -179,6 +181,26 @@ fn an_append_of_nothing_new_takes_no_place_and_moves_nothing() {
     assert!(peer.may_send());
 }
 
+/// What a store gives back that was never written to.
+fn nothing() -> Restored {
+    Restored {
+        hard: HardState::default(),
+        certificate: None,
+        compacted: LogIndex::ZERO,
+        frontier: Frontier::default(),
+        terms: Vec::new(),
+        last_proposed_at: 0,
+        tail: Vec::new(),
+        epochs: Vec::new(),
+        keys: Vec::new(),
+    }
+}
+
+fn genesis(members: &[u8]) -> Genesis {
+    let TableInForce { table, rule, .. } = table(0, members);
+    Genesis { name: "unit".into(), table, rule, succeeds: None }
+}
+
 fn table(epoch: u64, members: &[u8]) -> TableInForce {
     let row = |n: &u8| {
         let key = SecretKey::generate(&[*n; 32]);
@@ -215,4 +237,74 @@ fn the_commit_index_is_the_quorums_highest_common_one() {
     let four = Tables::new(Digest::ZERO, Arc::new(table(0, &[1, 2, 3, 4])), None);
     let matched = [4, 3, 2, 1];
     assert_eq!(four.committed(|m| LogIndex(matched[usize::from(m.did.0[0]) - 1])), LogIndex(2));
+}
+
+#[test]
+fn a_table_said_to_be_in_flight_is_nobodys_once_another_is_proved_in_its_place() {
+    let (genesis, id) = (genesis(&[1, 2, 3]), NodeId([1; 32]));
+    let mut core = Core::new(id, &genesis, nothing(), Options::default(), Now { mono: 0, wall: 0 });
+    core.drain();
+    let ahead = |core: &mut Core, tables: Vec<TableInForce>, in_flight: Option<TableInForce>| {
+        let tables = tables.into_iter().map(Arc::new).collect();
+        let told = Input::EpochsVerified { tables, in_flight: in_flight.map(Arc::new) };
+        core.step(Now { mono: 1, wall: 1 }, told);
+        let membership = core.drain().into_iter().find_map(|e| match e {
+            Effect::Membership { ahead, .. } => Some(ahead),
+            _ => None,
+        });
+        membership.map(|tables| tables.iter().map(|t| t.table.members().len()).collect::<Vec<_>>())
+    };
+    assert_eq!(ahead(&mut core, Vec::new(), Some(table(1, &[1, 2, 3, 4]))), Some(vec![4]));
+    assert_eq!(ahead(&mut core, Vec::new(), Some(table(1, &[1, 2, 3, 4]))), None, "no news");
+    assert_eq!(ahead(&mut core, vec![table(1, &[1, 2, 3, 4, 5])], None), Some(vec![5]));
+    assert_eq!(ahead(&mut core, Vec::new(), Some(table(2, &[1, 2]))), Some(vec![5, 2]));
+    assert_eq!(ahead(&mut core, Vec::new(), Some(table(4, &[1]))), None, "what lies between is not known");
+}
+
+#[test]
+fn writes_of_a_log_do_not_vouch_for_the_one_that_begins_after_a_snapshot() {
+    let mut old = log(&[1]);
+    old.append(entry(2, 1));
+    old.issue(1);
+    let mut edge = Edge::default();
+    (1..=10).for_each(|i| drop(edge.push(entry(i, 1).header.encode())));
+    let base = Base { edge, terms: vec![(LogIndex(1), Term(1))], proposed_at: 1_010, epochs: Vec::new() };
+    old.begin_after(&base, LogIndex(1));
+    old.issue(2);
+    assert_eq!((old.last(), old.durable()), (LogIndex(10), LogIndex(1)));
+    old.persisted(1);
+    assert_eq!(old.durable(), LogIndex(1), "entry 2 of the log before is another one");
+    old.persisted(2);
+    assert_eq!(old.durable(), LogIndex(10));
+}
+
+#[test]
+fn a_cut_right_behind_the_first_entry_of_a_term_keeps_the_term() {
+    let mut log = log(&[1, 2, 2]);
+    log.truncate(LogIndex(3));
+    assert_eq!((log.term_at(LogIndex(1)), log.term_at(LogIndex(2))), (Some(Term(1)), Some(Term(2))));
+    assert_eq!(log.last_term(), Term(2));
+}
+
+#[test]
+fn the_window_is_bounded_by_bytes_and_cut_entries_do_not_count() {
+    let quarter = |index: u64| {
+        let payload = vec![0; LOG_WINDOW_BYTES / 4 - 512];
+        let (payload_len, hash) = (u32::try_from(payload.len()).unwrap(), payload_hash(&[0; 16], &payload));
+        let header = Header { payload_len, payload_hash: hash, ..entry(index, 1).header.clone() };
+        Arc::new(Entry::new(header, Body { payload, ..Body::default() }).unwrap())
+    };
+    let mut log = log(&[]);
+    (1..=4).for_each(|i| log.append(quarter(i)));
+    log.trim(LogIndex(4));
+    assert_eq!(log.first_in_memory(), LogIndex(1), "exactly as many bytes as allowed");
+    log.truncate(LogIndex(3));
+    (3..=4).for_each(|i| log.append(quarter(i)));
+    log.trim(LogIndex(4));
+    assert_eq!(log.first_in_memory(), LogIndex(1), "what was cut is gone");
+    for last in 5..=9 {
+        log.append(quarter(last));
+        log.trim(LogIndex(last));
+        assert_eq!(log.first_in_memory(), LogIndex(last - 3));
+    }
 }

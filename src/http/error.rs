@@ -1,8 +1,9 @@
 //! The one place that turns failures into HTTP answers: for every error its status, its body and its headers.
 
 use crate::api::{ChangeError, ErrorBody, MarkError, ProposeError, ReadError, StreamError, TransferError, VoteError};
-use crate::limits::{MAX_HTTP_BODY, MAX_HTTP_QUERIES, MAX_HTTP_STREAMS};
-use crate::node::QueryError;
+use crate::backup::SourceError;
+use crate::limits::{MAX_BACKUPS, MAX_HTTP_BODY, MAX_HTTP_QUERIES, MAX_HTTP_STREAMS};
+use crate::node::{QueryError, SearchError};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -61,6 +62,12 @@ pub(super) enum ApiError {
     /// Too many streams are open.
     #[error("{MAX_HTTP_STREAMS} streams are open at this node, no more are allowed; close one or ask another node")]
     TooManyStreams,
+    /// Too many backups are read.
+    #[error("{MAX_BACKUPS} backups are being read from this node, no more are allowed at once; ask another node")]
+    TooManyBackups,
+    /// The store gives no backup.
+    #[error(transparent)]
+    Backup(#[from] SourceError),
     /// A bug: the task that should have answered panicked, or its answer is no JSON.
     #[error("the node failed to answer; its log says why")]
     Internal,
@@ -149,6 +156,15 @@ impl ApiError {
             Self::NotReady { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Overloaded => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::TooManyStreams => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams"),
+            Self::TooManyBackups => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "too_many_backups"),
+            Self::Backup(error) => match error {
+                SourceError::Partial { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_here"),
+                SourceError::Empty
+                | SourceError::NoGenesis
+                | SourceError::NoSnapshot { .. }
+                | SourceError::Replaced { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_certified"),
+                _ => Verdict::refused(StatusCode::INTERNAL_SERVER_ERROR, "store"),
+            },
             Self::Internal => {
                 Verdict { without_effect: false, ..Verdict::refused(StatusCode::INTERNAL_SERVER_ERROR, "internal") }
             }
@@ -307,9 +323,19 @@ fn query_verdict(error: &QueryError) -> Verdict {
         QueryError::NotFound { .. } => Verdict::refused(StatusCode::NOT_FOUND, "not_found"),
         QueryError::NotCertified { .. } => Verdict::later(StatusCode::CONFLICT, "not_certified"),
         QueryError::Pruned { .. } => Verdict::refused(StatusCode::GONE, "pruned"),
+        QueryError::Predecessor { .. } => Verdict::refused(StatusCode::GONE, "predecessor"),
         // Another node can answer.
         QueryError::NotHere { .. } => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_here"),
+        QueryError::Search(SearchError::Ahead { .. }) => Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_here"),
+        QueryError::Search(SearchError::Cursor | SearchError::OtherCursor) => {
+            Verdict::refused(StatusCode::UNPROCESSABLE_ENTITY, "invalid_cursor")
+        }
+        QueryError::Search(_) => Verdict::refused(StatusCode::UNPROCESSABLE_ENTITY, "invalid_search"),
         // A failed store stops its node; another node can answer.
+        // It may be done, or go on, although nobody could be told.
+        QueryError::NotCompacted { .. } => {
+            Verdict { without_effect: false, ..Verdict::later(StatusCode::SERVICE_UNAVAILABLE, "not_compacted") }
+        }
         QueryError::Store(_) => {
             Verdict { retry_after: None, ..Verdict::later(StatusCode::INTERNAL_SERVER_ERROR, "store") }
         }

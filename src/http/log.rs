@@ -3,7 +3,7 @@
 use super::error::{ApiError, RequestError};
 use super::extract::{At, NoParams, Params};
 use super::{Api, typed};
-use crate::api::{EntryPage, EntryView};
+use crate::api::{EntryPage, EntryView, Search};
 use crate::certificate::Receipt;
 use crate::ids::{LogIndex, ProposalId};
 use crate::limits::{MAX_PAGE, MAX_PAGE_BYTES};
@@ -72,6 +72,11 @@ pub(super) async fn entry(
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, ApiError> {
     api.ask(move |handle| handle.entry(index)).await
+}
+
+pub(super) async fn search(State(api): State<Api>, Params(search): Params<Search>) -> Result<Response, ApiError> {
+    let limit = page_limit(search.limit)?;
+    api.ask(move |handle| handle.search(&search, limit)).await
 }
 
 pub(super) async fn receipt(

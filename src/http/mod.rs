@@ -11,6 +11,7 @@
 //! outcome, in the log like any other: `"state":"aborted"` with the reason); 202 with the state reached when the wait
 //! was for less or has outlived its time; otherwise an error.
 
+mod backup;
 mod error;
 mod extract;
 mod guard;
@@ -26,7 +27,7 @@ mod streams;
 
 pub use server::{ServeError, Server, serve};
 
-use crate::limits::{HTTP_QUEUE_MS, MAX_HTTP_QUERIES, MAX_HTTP_STREAMS};
+use crate::limits::{HTTP_QUEUE_MS, MAX_BACKUPS, MAX_HTTP_QUERIES, MAX_HTTP_STREAMS};
 use crate::node::{Handle, QueryError};
 use axum::response::{IntoResponse, Response};
 use error::ApiError;
@@ -43,6 +44,8 @@ struct Api {
     /// Permits to read the store.
     queries: Arc<Semaphore>,
     streams: streams::Gate,
+    /// Permits to stream a backup.
+    backups: Arc<Semaphore>,
 }
 
 impl Api {
@@ -51,6 +54,7 @@ impl Api {
             handle,
             queries: Arc::new(Semaphore::new(MAX_HTTP_QUERIES)),
             streams: streams::Gate::new(MAX_HTTP_STREAMS, shutdown),
+            backups: Arc::new(Semaphore::new(MAX_BACKUPS)),
         }
     }
 

@@ -16,6 +16,14 @@ pub(super) async fn status(
     json(&api.handle.status())
 }
 
+/// Answers when it is done, which takes as long as copying the database does.
+pub(super) async fn compact(
+    State(api): State<Api>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, ApiError> {
+    json(&api.handle.compact_database().await?)
+}
+
 /// The process answers. Nothing more: a node without a leader is healthy and not ready.
 pub(super) async fn healthy() -> Response {
     typed("application/json", r#"{"status":"ok"}"#)

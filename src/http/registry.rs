@@ -219,6 +219,8 @@ fn history(
     from: LogIndex,
     limit: usize,
 ) -> Result<AsOf<HistoryPage>, QueryError> {
+    // What the cluster before this one did stands in its backup; a record that it left has an empty history here.
+    let from = from.max(handle.first_entry());
     let found = as_of(handle, fresh, |state| {
         let all = state.history(&key);
         let rest = all.get(all.partition_point(|index| *index < from)..).unwrap_or_default();

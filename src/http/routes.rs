@@ -1,7 +1,7 @@
 //! What there is, and at which path.
 
 use super::error::{ApiError, RequestError};
-use super::{Api, guard, log, members, operations, proposals, registry, streams};
+use super::{Api, backup, guard, log, members, operations, proposals, registry, streams};
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn;
@@ -18,6 +18,7 @@ fn table() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/v1/ballots", get(proposals::ballots)),
         ("/v1/entries", get(log::entries)),
         ("/v1/entries/{index}", get(log::entry)),
+        ("/v1/search", get(log::search)),
         ("/v1/receipts/{index}", get(log::receipt)),
         ("/v1/certificates", get(log::certificates)),
         ("/v1/genesis", get(log::genesis)),
@@ -31,8 +32,10 @@ fn table() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/v1/members", get(members::members).post(members::change)),
         ("/v1/leadership", post(members::transfer)),
         ("/v1/snapshots", post(members::mark_snapshot)),
+        ("/v1/compaction", post(operations::compact)),
         ("/v1/key", post(members::make_key)),
         ("/v1/epochs", get(members::epochs)),
+        ("/v1/backup", get(backup::backup)),
         ("/v1/status", get(operations::status)),
         ("/v1/openapi.json", get(operations::openapi)),
         ("/healthz", get(operations::healthy)),

@@ -80,6 +80,11 @@ impl Gate {
         Self { permits: Arc::new(Semaphore::new(most)), shutdown }
     }
 
+    /// Resolves when streams are to end.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.shutdown.clone().cancelled_owned()
+    }
+
     fn open<T: Item>(
         &self,
         from: LogIndex,

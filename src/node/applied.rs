@@ -174,6 +174,8 @@ fn run(queue: &Receiver<Work>, shared: &Shared, mailbox: &Mailbox, jobs: &Jobs) 
                     return;
                 }
                 mailbox.applied(index);
+                // What the log held before goes soon, not when entries are next pruned.
+                jobs.sweep();
                 continue;
             }
         };

@@ -6,7 +6,7 @@
 
 use super::executor::{Devices, Executor, Lookup, is_valid};
 use crate::api::VoteError;
-use crate::certificate::{Kind, Policy};
+use crate::certificate::{Kind, MemberTable, Policy};
 use crate::core::{Ballot, Input};
 use crate::ids::{Digest, ProposalId};
 use crate::limits::MAX_TTL_MS;
@@ -166,7 +166,7 @@ impl<D: Devices> Executor<D> {
             return self.compare(ballot);
         }
         let changes_members = ballot.kind == Kind::Epoch;
-        let valid = if changes_members { looked.table } else { is_valid(&ballot.payload) };
+        let valid = if changes_members { looked.table && self.holds_key(&ballot) } else { is_valid(&ballot.payload) };
         let granted = match self.policy() {
             Policy::Auto => valid,
             // The rules speak of operations on the registry, not of members.
@@ -180,6 +180,15 @@ impl<D: Devices> Executor<D> {
             }
         };
         self.feed(Input::Decide { id, granted, on_record: false });
+    }
+
+    /// Whether this store can sign by its row in the table that a change would bring.
+    fn holds_key(&self, ballot: &Ballot) -> bool {
+        let holds = MemberTable::decode_granted(&ballot.payload).is_ok_and(|t| self.core.holds_its_key_in(&t));
+        if !holds {
+            tracing::error!("a change of members names a key for this node that its store does not hold: it is denied");
+        }
+        holds
     }
 
     /// The same request and payload may be asked about under another id: one answer holds for both, or this member would

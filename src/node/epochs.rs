@@ -3,7 +3,7 @@
 
 use super::queries::{QueryError, not_found};
 use crate::certificate::{Entry, EpochChain, EpochStep, Genesis, HeadCertificate, Kind, MemberTable, TableInForce};
-use crate::ids::{Digest, Epoch, NodeId};
+use crate::ids::{Digest, Epoch, LogIndex, NodeId};
 use crate::storage::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,6 +94,11 @@ impl Epochs {
     /// The joint certificate that closed an epoch. Its first half is signed by the table of that epoch.
     pub(super) fn closing(&self, epoch: Epoch) -> Option<&HeadCertificate> {
         self.steps.get(usize::try_from(epoch.0).ok()?)?.joint.as_ref()
+    }
+
+    /// The entry that opened the change of the members of an epoch.
+    pub(super) fn opened(&self, epoch: Epoch) -> Option<LogIndex> {
+        self.steps.get(usize::try_from(epoch.0).ok()?).map(|s| s.entry.index())
     }
 
     /// The changes above an epoch up to another, without the paths that prove where their entries stand; `open` serves

@@ -143,6 +143,8 @@ pub struct Mail {
     pub applied: LogIndex,
     /// Answers to a [`Lookup::Records`]; one is under way at a time.
     pub records: Option<Records>,
+    /// The last entry that retention by bytes and age lets go, when it says anything.
+    pub prunable: Option<LogIndex>,
     /// Something failed for good.
     pub failure: Option<String>,
 }
@@ -363,6 +365,7 @@ impl<D: Devices> Executor<D> {
             self.devices.certified(certificate.clone());
             self.note_certified(certificate);
         }
+        self.snapshots.prunable = mail.prunable;
         for input in mail.inputs {
             let seen = matches!(input, Input::SnapshotTaken(_) | Input::SnapshotOffered(_)).then(|| input.clone());
             self.feed(input);
@@ -502,6 +505,8 @@ impl<D: Devices> Executor<D> {
                 }
             }
             Frame::Hello { http, .. } => self.devices.note_http(from, http),
+            // Read and written beside the consensus: the owner loop takes them.
+            Frame::History(_) => {}
         }
     }
 

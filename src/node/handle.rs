@@ -51,6 +51,12 @@ impl Handle {
         Self { shared }
     }
 
+    /// This node's store, for what reads much of it.
+    #[must_use]
+    pub fn store(&self) -> &crate::storage::Store {
+        &self.shared.store
+    }
+
     /// Proposes and waits as `propose.wait` says, at most `wait_ms`; then answers with the state reached.
     ///
     /// # Errors
@@ -280,6 +286,9 @@ impl Handle {
         telemetry.set_pending(view.pending);
         telemetry.set_request_entries(shared.replica().state.requests_len() as u64);
         telemetry.set_term(view.term.0);
+        telemetry.set_database_bytes(self.database_bytes());
+        let (from, is_complete) = shared.history();
+        telemetry.set_history(from.0, is_complete);
         telemetry.set_log_index(Position::Last, view.last.0);
         telemetry.set_log_index(Position::Durable, view.durable.0);
         telemetry.set_log_index(Position::Committed, view.committed.0);

@@ -16,6 +16,7 @@ pub(super) struct Mailbox {
     persisted: AtomicU64,
     applied: AtomicU64,
     records: Mutex<Option<Records>>,
+    prunable: Mutex<Option<LogIndex>>,
     failure: Mutex<Option<String>>,
     wake: Notify,
 }
@@ -42,6 +43,11 @@ impl Mailbox {
         self.wake.notify_one();
     }
 
+    /// The last entry that may go as far as retention by bytes and age is concerned; said before a snapshot is offered.
+    pub(super) fn prunable(&self, upto: LogIndex) {
+        *self.prunable.lock().expect("no holder of this lock panics") = Some(upto);
+    }
+
     /// Something failed for good: the node must stop and say this.
     pub(super) fn fail(&self, why: String) {
         self.failure.lock().expect("no holder of this lock panics").get_or_insert(why);
@@ -56,8 +62,11 @@ impl Mailbox {
     }
 
     pub(super) fn take(&self) -> Mail {
+        let inputs = std::mem::take(&mut *self.inputs.lock().expect("no holder of this lock panics"));
         Mail {
-            inputs: std::mem::take(&mut *self.inputs.lock().expect("no holder of this lock panics")),
+            inputs,
+            // After the inputs: what was said before one of them is here.
+            prunable: *self.prunable.lock().expect("no holder of this lock panics"),
             persisted: self.persisted.load(Ordering::Acquire),
             applied: LogIndex(self.applied.load(Ordering::Acquire)),
             records: self.records.lock().expect("no holder of this lock panics").take(),

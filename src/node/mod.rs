@@ -2,6 +2,7 @@
 //! the [`Handle`] that the rest of the program holds.
 
 mod applied;
+mod asking;
 mod ballots;
 mod certifying;
 pub mod clock;
@@ -10,14 +11,18 @@ mod crypto;
 mod delivered;
 mod epochs;
 pub mod executor;
+mod filling;
+mod giving;
 mod handle;
 pub mod image;
 mod mailbox;
 mod members;
 mod membership;
+mod mending;
 mod owner;
 mod pending;
 mod queries;
+mod search;
 mod shared;
 mod snapshots;
 mod snapshotter;
@@ -26,7 +31,8 @@ mod streams;
 pub use crypto::Signer;
 pub use handle::Handle;
 pub use members::Freshness;
-pub use queries::QueryError;
+pub use mending::NotMended;
+pub use queries::{QueryError, SearchError};
 
 use crate::certificate::{CertificateError, EpochChain, Genesis, Kind, PublicKey, TableInForce};
 use crate::config::Config;
@@ -34,15 +40,19 @@ use crate::core::{self, Core};
 use crate::ids::{LogIndex, NodeId};
 use crate::limits::MAX_APPEND_BYTES;
 pub use crate::storage::STORE_DIR;
-use crate::storage::{OpenError, PinError, ReadError, Store};
+use crate::storage::{Keep, OpenError, PinError, RESTORING, ReadError, Store};
 use crate::telemetry::Telemetry;
 use crate::transport::{self, BindError, Identity, IdentityError, Peer, Transport};
 use crate::wire::Frame;
 use applied::{Applier, Replica};
+use asking::Asking;
 use clock::Clock;
 use crypto::Pool;
 use executor::{Executor, Settings, SnapshotSettings};
+use filling::Filling;
+use giving::Giving;
 use mailbox::Mailbox;
+use mending::{Asker, open_mended};
 use owner::{Machine, Owner};
 use rand::TryRngCore;
 use shared::{Parts, Shared};
@@ -51,6 +61,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Requests of handles that may wait for the owner loop.
@@ -140,12 +151,45 @@ pub enum StartError {
     Epochs(Box<CertificateError>),
     /// The log begins after a snapshot that cannot be read.
     #[error(
-        "the log begins after {0}, but no snapshot that stands for the entries before can be read: bring this member back with a fresh store and a membership change, as after a lost disk (ops/README.md)"
+        "the log begins after {0}, but no snapshot that stands for the entries before can be read: begin anew with a fresh key (`concordat init --rejoin --even-if-sound` keeps this store aside and says how the member is admitted again)"
     )]
     NoState(LogIndex),
+    /// Damaged records that other members could have given back.
+    #[error("the store was not mended: {0}")]
+    NotMended(Box<NotMended>),
+    /// A restore did not end.
+    #[error(
+        "a restore into {0} is under way, or was interrupted: let it end, or make a new data directory with `concordat init` and restore into that"
+    )]
+    Restoring(PathBuf),
+    /// The store has ended.
+    #[error(
+        "the store in {0} is retired: its member signed what it holds when its cluster lost its quorum, and another cluster goes on from there; its key must not sign again, so make a new data directory with `concordat init` (ops/quorum-loss.md)"
+    )]
+    Retired(String),
+    /// A member of a successor without the state that it begins with.
+    #[error(
+        "this cluster succeeds another, and {data} does not hold the state that it begins with: place it with `concordat restore --from BACKUP --data {data} --genesis GENESIS`, with the backup that the genesis was made from; only a member that is admitted later (`serve --join`) gets a state from the others"
+    )]
+    NoPredecessor {
+        /// The data directory.
+        data: String,
+    },
     /// The log contains an entry that the state machine cannot follow.
     #[error("the store's log has no entry {0}, which its newest certificate covers")]
     Gap(LogIndex),
+}
+
+impl StartError {
+    /// Whether no node may ever start on this store again: trying once more is of no use.
+    #[must_use]
+    pub fn bars_the_store(&self) -> bool {
+        match self {
+            Self::Open(why) => why.bars_the_store(),
+            Self::NoState(_) | Self::Restoring(_) | Self::Retired(_) | Self::NoPredecessor { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Opens the store, recovers, and runs the node in background tasks of the current tokio runtime.
@@ -155,7 +199,9 @@ pub enum StartError {
 pub async fn start(options: Options) -> Result<Handle, StartError> {
     let Options { data, genesis, listen, http, config, join, epochs } = options;
     let identity = Identity::load(&data.join(transport::IDENTITY_FILE))?;
-    let Opened { store, recovered, replica, unfinished } = open(data, genesis.clone()).await?;
+    let asker = Asker { identity: &identity, listen, genesis: &genesis, epochs: &epochs };
+    let (opened, mended) = open_mended(&data, asker, join).await?;
+    let Opened { store, recovered, replica, unfinished } = opened;
     let (manifest, certificate) = (replica.manifest_entry().cloned(), recovered.restored.certificate.clone());
     let id = identity.did();
     if recovered.did != id {
@@ -192,12 +238,14 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         replica,
         certificate: recovered.restored.certificate.clone(),
         http,
+        mended,
     }));
 
     let mailbox = Arc::new(Mailbox::default());
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
     let pool = Pool::start(threads, &signer, &mailbox)?;
-    let (snapshotter, jobs) = Snapshotter::start(shared.clone(), mailbox.clone())?;
+    let (snapshotter, jobs) = Snapshotter::start(shared.clone(), mailbox.clone(), config.snapshots.rotation)?;
+    shared.set_jobs(Some(jobs.clone()));
     let applier = Applier::start(shared.clone(), mailbox.clone(), jobs.clone())?;
     let completed = mailbox.clone();
     let committer = store.start(move |result| match result {
@@ -206,6 +254,7 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     });
     let applied = *shared.applied.borrow();
     let core = Core::new(id, &genesis, recovered.restored, core_options(&config), clock.now());
+    let tasks = TaskTracker::new();
     let machine = Machine {
         shared: shared.clone(),
         mailbox: mailbox.clone(),
@@ -214,9 +263,11 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
         applier,
         snapshotter,
         jobs: jobs.clone(),
+        keep: Keep { bytes: config.snapshots.keep.bytes, age_ms: config.snapshots.keep.age_ms },
         clock,
-        tasks: TaskTracker::new(),
+        tasks: tasks.clone(),
     };
+    let bytes_per_s = config.snapshots.history_bytes_per_s;
     let snapshots = SnapshotSettings { every: config.snapshots.every, retain: config.snapshots.retain };
     let settings =
         Settings { rules: config.rules, max_pending: config.limits.pending, forward: config.http.forward, snapshots };
@@ -233,7 +284,13 @@ pub async fn start(options: Options) -> Result<Handle, StartError> {
     }
     executor.resume_snapshots(index, manifest, certificate);
     executor.show();
-    let owner = Owner { executor, mailbox, clock, events, incoming };
+    let asking = Arc::new(Asking::new(shared.transport.clone(), clock));
+    let closing = CancellationToken::new();
+    let filling = Filling { shared: shared.clone(), asking: asking.clone(), tasks: tasks.clone(), bytes_per_s };
+    tasks.spawn(filling.run(closing.clone()));
+    let giving = Giving::new(shared.clone(), tasks);
+    let filling = closing.drop_guard();
+    let owner = Owner { executor, mailbox, clock, events, incoming, asking, giving, filling };
     tokio::spawn(supervise(owner, shared.clone()));
     let handle = Handle::new(shared);
     if !ahead.is_empty() {
@@ -270,9 +327,22 @@ struct Opened {
 
 /// Opens the store, pins the genesis, and brings the state machine up to the newest certificate: from the newest snapshot,
 /// if there is one.
-async fn open(data: PathBuf, genesis: Genesis) -> Result<Opened, StartError> {
+async fn open(data: PathBuf, genesis: Genesis, join: bool) -> Result<Opened, StartError> {
     let opened = tokio::task::spawn_blocking(move || {
+        if data.join(RESTORING).exists() {
+            return Err(StartError::Restoring(data));
+        }
         let (store, recovered) = Store::open(&data.join(STORE_DIR)).map_err(|e| StartError::Open(Box::new(e)))?;
+        if recovered.retired {
+            return Err(StartError::Retired(data.display().to_string()));
+        }
+        // Without the state at its beginning, a member named by a successor's genesis could elect itself over an empty
+        // log. One that joins holds no vote before it is admitted, and gets a snapshot: no leader has earlier entries.
+        let own_key = recovered.bls.public();
+        let joins = join && genesis.table.get(&recovered.did).is_none_or(|row| row.bls_key != own_key);
+        if store.last_index().0 < genesis.begins_after() && !joins {
+            return Err(StartError::NoPredecessor { data: data.display().to_string() });
+        }
         store.pin_genesis(&genesis).map_err(|e| StartError::Pin(Box::new(e)))?;
         let certified = LogIndex(recovered.restored.certificate.as_ref().map_or(0, |c| c.head.size));
         let base = store.base();

@@ -2,9 +2,11 @@
 
 use super::Ended;
 use super::applied::Applier;
+use super::asking::Asking;
 use super::clock::Clock;
 use super::crypto::Pool;
 use super::executor::{Devices, Event, Executor, Looked, Lookup, Observed, SnapshotJob, Subject, View};
+use super::giving::Giving;
 use super::mailbox::Mailbox;
 use super::shared::Shared;
 use super::snapshotter::{Jobs, Snapshotter};
@@ -14,12 +16,14 @@ use crate::core::{Ballot, Crypto, Input, Now, SnapshotOffer, Tables, Write};
 use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId, Term};
 use crate::limits;
 use crate::registry::Answered;
-use crate::storage::{Committer, ReadError};
+use crate::storage::{Committer, Keep, ReadError};
 use crate::transport::{Inbox, Incoming, Peer};
-use crate::wire::Frame;
+use crate::wire::{Frame, History};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
 /// Inputs taken from one source before the others get their turn.
@@ -34,6 +38,8 @@ pub(super) struct Machine {
     pub(super) applier: Applier,
     pub(super) snapshotter: Snapshotter,
     pub(super) jobs: Jobs,
+    /// What stays of the log beside its newest entries.
+    pub(super) keep: Keep,
     pub(super) clock: Clock,
     /// What reads or writes the store beside the committer; the store is closed when all have ended.
     pub(super) tasks: TaskTracker,
@@ -45,6 +51,11 @@ pub(super) struct Owner {
     pub(super) clock: Clock,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) incoming: Inbox,
+    /// Pieces of the history that this node asked for, and those that others ask for.
+    pub(super) asking: Arc<Asking>,
+    pub(super) giving: Giving,
+    /// Ends what fills in the history when it is dropped.
+    pub(super) filling: DropGuard,
 }
 
 impl Owner {
@@ -78,7 +89,12 @@ impl Owner {
                 frames.push(frame);
             }
             for Incoming { from, frame } in frames.drain(..) {
-                self.executor.on_frame(from, frame);
+                match frame {
+                    // Beside the consensus, which must not wait for it.
+                    Frame::History(History::Ask { id, piece }) => self.giving.asked(from, id, piece),
+                    Frame::History(History::Answer { id, found }) => self.asking.answered(from, id, found),
+                    frame => self.executor.on_frame(from, frame),
+                }
             }
             for event in events.drain(..) {
                 self.executor.on_event(event);
@@ -90,16 +106,21 @@ impl Owner {
     }
 
     async fn finish(self, broken: Option<Ended>) {
-        let (machine, stop) = self.executor.dismiss();
+        let Self { executor, filling, asking, giving, .. } = self;
+        // Nobody begins to read the store any more.
+        drop((filling, asking, giving));
+        let (machine, stop) = executor.dismiss();
         let Machine { shared, committer, pool, applier, snapshotter, jobs, tasks, .. } = machine;
         shared.transport.close().await;
         tasks.close();
         tasks.wait().await;
+        let shared_jobs = shared.clone();
         let ended = tokio::task::spawn_blocking(move || {
             pool.close();
             committer.close();
             applier.close();
             drop(jobs);
+            shared_jobs.set_jobs(None);
             snapshotter.close();
         });
         if ended.await.is_err() {
@@ -115,7 +136,10 @@ impl Machine {
         self.tasks.spawn_blocking(move || {
             let prev = from.prev();
             let read = store.read(from, to, limits::MAX_APPEND_BYTES).and_then(|entries| {
-                let prev_term = store.header(prev)?.map(|h| h.term).unwrap_or_default();
+                let prev_term = match store.base_term(prev) {
+                    Some(term) => term,
+                    None => store.header(prev)?.map(|h| h.term).unwrap_or_default(),
+                };
                 Ok((entries, prev_term))
             });
             match read {
@@ -160,11 +184,18 @@ impl Machine {
 
     /// Offers a certified snapshot, if this node holds that very one.
     fn offer(&self, entry: Arc<Entry>, certificate: Arc<HeadCertificate>) {
-        let (store, mailbox) = (self.shared.store.clone(), self.mailbox.clone());
+        let (store, mailbox, keep) = (self.shared.store.clone(), self.mailbox.clone(), self.keep);
         self.tasks.spawn_blocking(move || {
             let Ok(manifest) = SnapshotManifest::decode(&entry.body.payload) else { return };
             if !store.snapshots().contains(&manifest) {
                 return;
+            }
+            if keep != Keep::default() {
+                let prunable = store.prunable(keep).unwrap_or_else(|why| {
+                    tracing::error!(%why, "nothing is pruned: what is to stay cannot be read");
+                    LogIndex::ZERO
+                });
+                mailbox.prunable(prunable);
             }
             match store.inclusion_path(entry.index().prev().0, certificate.head.size) {
                 Ok(path) => {
@@ -224,6 +255,8 @@ impl Devices for Machine {
     }
 
     fn restore(&mut self, index: LogIndex) {
+        // What lies before the snapshot is elsewhere.
+        self.shared.history_whole.store(false, Ordering::Relaxed);
         self.applier.restore(index);
     }
 

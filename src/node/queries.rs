@@ -2,17 +2,18 @@
 
 use super::epochs::epoch_of;
 use super::handle::Handle;
+pub use super::search::SearchError;
 use super::shared::json;
 use crate::api::{
-    CertificatePage, ConsensusSnapshot, EntryPage, EntryView, Installing, MemberStatus, ProposalState, ProposalStatus,
-    Standing, Status,
+    CertificatePage, Compaction, ConsensusSnapshot, DatabaseStatus, EntryPage, EntryView, Installing, MemberStatus,
+    ProposalState, ProposalStatus, Standing, Status,
 };
 use crate::certificate::{
     CommitCertificate, Entry, EpochChain, HeadCertificate, Header, Kind, Receipt, Request, Role as MemberRole,
 };
-use crate::ids::{Epoch, LogIndex, NodeId, ProposalId};
+use crate::ids::{Digest, Epoch, LogIndex, NodeId, ProposalId};
 use crate::limits::{MAX_APPEND_BYTES, MAX_PAGE};
-use crate::storage::ReadError;
+use crate::storage::{ReadError, Rotated};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use std::sync::Arc;
@@ -44,15 +45,36 @@ pub enum QueryError {
         /// The first entry whose payload is here.
         first: LogIndex,
     },
-    /// This node began with a snapshot, and what lies before was not fetched.
+    /// This node began with a snapshot, and what lies before is not filled in yet.
     #[error(
-        "entry {index} is not on this node, which began with a snapshot: it holds headers from {from} on; ask another node"
+        "entry {index} is not on this node yet, which began with a snapshot: it holds headers from {from} on and is filling in those before; ask again later, or another node"
     )]
     NotHere {
         /// Which.
         index: LogIndex,
         /// The first entry whose header is here.
         from: LogIndex,
+    },
+    /// What was searched for makes no sense.
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    /// The database did not move to a fresh one.
+    #[error("no disk space is given back: {why}")]
+    NotCompacted {
+        /// Why.
+        why: String,
+    },
+    /// An entry of the cluster that this one succeeds.
+    #[error(
+        "entry {index} is of the cluster that this one succeeds ({genesis}, {size} entries): it stands in that cluster's backup"
+    )]
+    Predecessor {
+        /// Which.
+        index: LogIndex,
+        /// That cluster's entries.
+        size: u64,
+        /// Its genesis.
+        genesis: Digest,
     },
     /// The store failed.
     #[error("the store failed: {0}")]
@@ -74,11 +96,27 @@ pub(super) fn not_found(what: impl std::fmt::Display) -> QueryError {
 }
 
 impl Handle {
-    fn applied(&self) -> LogIndex {
+    pub(super) fn applied(&self) -> LogIndex {
         *self.shared.applied.borrow()
     }
 
+    /// The first entry of this cluster: 1, or the one after those of the cluster that it succeeds.
+    #[must_use]
+    pub fn first_entry(&self) -> LogIndex {
+        LogIndex(self.shared.genesis.begins_after()).next()
+    }
+
+    fn check_own(&self, index: LogIndex) -> Result<(), QueryError> {
+        match &self.shared.genesis.succeeds {
+            Some(before) if index.0 <= before.size() && index > LogIndex::ZERO => {
+                Err(QueryError::Predecessor { index, size: before.size(), genesis: before.genesis_id })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn committed_entry(&self, index: LogIndex) -> Result<Arc<Entry>, QueryError> {
+        self.check_own(index)?;
         let missing = || not_found(format!("entry {index}"));
         if index == LogIndex::ZERO || index > self.applied() {
             return Err(missing());
@@ -137,7 +175,7 @@ impl Handle {
     /// # Errors
     /// [`QueryError`].
     pub fn entries(&self, from: LogIndex, limit: usize) -> Result<EntryPage, QueryError> {
-        let (from, applied) = (from.max(LogIndex(1)), self.applied());
+        let (from, applied) = (from.max(self.first_entry()), self.applied());
         let to = LogIndex((from.0 - 1).saturating_add(limit.clamp(1, MAX_PAGE) as u64)).min(applied);
         let base = self.shared.store.base();
         let entries: Vec<EntryView> = if from > to {
@@ -168,6 +206,7 @@ impl Handle {
     /// # Errors
     /// [`QueryError`].
     pub fn entry(&self, index: LogIndex) -> Result<EntryView, QueryError> {
+        self.check_own(index)?;
         if index > LogIndex::ZERO && index <= self.shared.store.base().min(self.applied()) {
             return self.below(index, index)?.pop().ok_or_else(|| not_found(format!("entry {index}")));
         }
@@ -179,6 +218,7 @@ impl Handle {
     /// # Errors
     /// [`QueryError`].
     pub fn receipt(&self, index: LogIndex) -> Result<Receipt, QueryError> {
+        self.check_own(index)?;
         let missing = || not_found(format!("entry {index}"));
         let committed = (LogIndex(1)..=self.applied()).contains(&index);
         let record = if committed { self.shared.store.record(index)? } else { None };
@@ -292,6 +332,7 @@ impl Handle {
         let (shared, view) = (&self.shared, self.shared.view());
         let certificate = shared.certificate.borrow().clone();
         let tables = shared.tables();
+        let (history_from, history_complete) = shared.history();
         let standing = match tables.row(&shared.id) {
             _ if view.retired => Standing::Retired,
             None => Standing::Waiting,
@@ -316,6 +357,10 @@ impl Handle {
             leader: view.leader,
             first_index: view.compacted.next().min(view.last),
             snapshot_index: Some(view.snapshot).filter(|index| *index > LogIndex::ZERO),
+            database: self.database(),
+            history_from,
+            history_complete,
+            mended: shared.mended,
             installing: view.installing.map(|(index, here, chunks)| Installing { index, here, chunks }),
             last_index: view.last,
             durable_index: view.durable,
@@ -329,6 +374,29 @@ impl Handle {
             members: members.collect(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
+    }
+
+    /// Bytes that the files of the database take; zero when they cannot be looked at.
+    pub(super) fn database_bytes(&self) -> u64 {
+        self.shared.store.space().map_or(0, |space| space.file)
+    }
+
+    fn database(&self) -> DatabaseStatus {
+        let moving = self.shared.moving();
+        DatabaseStatus { bytes: self.database_bytes(), moved: moving.moved, last: moving.last.map(compaction) }
+    }
+
+    /// Moves this node's database to a fresh one, so that the disk gets back what pruned entries took, and returns when
+    /// that is done. Whoever asks while one is under way waits for the same.
+    ///
+    /// # Errors
+    /// [`QueryError::NotCompacted`].
+    pub async fn compact_database(&self) -> Result<Compaction, QueryError> {
+        let closing = || QueryError::NotCompacted { why: "the node is shutting down".into() };
+        let (done, told) = tokio::sync::oneshot::channel();
+        self.shared.jobs().ok_or_else(closing)?.rotate(done);
+        let ended = told.await.map_err(|_| closing())?;
+        ended.map(compaction).map_err(|why| QueryError::NotCompacted { why })
     }
 
     /// Why this node is not ready to serve, or `None` when it is: a leader is known and what is committed is applied.
@@ -362,7 +430,7 @@ fn view(entry: &Entry) -> EntryView {
 }
 
 /// Without the entry when its payload is pruned.
-fn view_of(header: &Header, entry: Option<&Entry>) -> EntryView {
+pub(super) fn view_of(header: &Header, entry: Option<&Entry>) -> EntryView {
     let payload = entry.filter(|_| header.kind == Kind::Proposal).map(|entry| json(&entry.body.payload));
     EntryView {
         index: header.index,
@@ -373,5 +441,14 @@ fn view_of(header: &Header, entry: Option<&Entry>) -> EntryView {
         header: hex::encode(header.encode()),
         entry: entry.map(|entry| BASE64.encode(entry.encode())),
         payload,
+    }
+}
+
+fn compaction(rotated: Rotated) -> Compaction {
+    Compaction {
+        bytes_before: rotated.before,
+        bytes_after: rotated.after,
+        records: rotated.records,
+        pause_us: u64::try_from(rotated.pause.as_micros()).unwrap_or(u64::MAX),
     }
 }

@@ -6,14 +6,16 @@ use super::clock::Clock;
 use super::crypto::Signer;
 use super::executor::{Event, View};
 use super::handle::Finish;
+use super::snapshotter::Jobs;
 use crate::api::{OpenBallot, ProposeError};
 use crate::certificate::{Genesis, HeadCertificate, Kind, MemberTable, PublicKey};
 use crate::core::{Ballot, Tables};
 use crate::ids::{Digest, LogIndex, NodeId, ProposalId};
-use crate::storage::Store;
+use crate::storage::{Rotated, Store, Wound};
 use crate::telemetry::Telemetry;
 use crate::transport::Transport;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -38,6 +40,22 @@ pub(super) struct Shared {
     http: Mutex<BTreeMap<NodeId, String>>,
     /// Held while keys are made or erased.
     rotation: Mutex<()>,
+    /// The way to the snapshot thread, while it runs.
+    jobs: Mutex<Option<Jobs>>,
+    moving: Mutex<Moving>,
+    /// How many damaged records were mended before the store could be opened.
+    pub(super) mended: u64,
+    /// Whether nothing is missing from where the history begins here on; until that was looked at, it is not known.
+    pub(super) history_whole: AtomicBool,
+}
+
+/// What is known of the database's moves to a fresh one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moving {
+    /// Bytes of records copied and read back so far, while one is under way.
+    pub(super) moved: Option<u64>,
+    /// What the last one brought.
+    pub(super) last: Option<Rotated>,
 }
 
 /// What a node is made of, before anything runs.
@@ -53,12 +71,15 @@ pub(super) struct Parts {
     pub(super) replica: Replica,
     pub(super) certificate: Option<Arc<HeadCertificate>>,
     pub(super) http: Option<String>,
+    /// What was mended before the store could be opened.
+    pub(super) mended: Vec<Wound>,
 }
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
         let applied = parts.replica.state.applied();
         let http = parts.http.map(|h| (parts.id, h)).into_iter().collect();
+        parts.mended.iter().for_each(|wound| parts.telemetry.mended(wound.kind()));
         Self {
             id: parts.id,
             genesis_id: parts.genesis.id(),
@@ -79,6 +100,10 @@ impl Shared {
             ballots: Mutex::default(),
             http: Mutex::new(http),
             rotation: Mutex::default(),
+            jobs: Mutex::default(),
+            moving: Mutex::default(),
+            mended: parts.mended.len() as u64,
+            history_whole: AtomicBool::new(false),
         }
     }
 
@@ -102,6 +127,22 @@ impl Shared {
     /// One at a time makes or erases keys, in the store and at the signer.
     pub(super) fn rotation(&self) -> MutexGuard<'_, ()> {
         lock(&self.rotation)
+    }
+
+    pub(super) fn jobs(&self) -> Option<Jobs> {
+        lock(&self.jobs).clone()
+    }
+
+    pub(super) fn set_jobs(&self, jobs: Option<Jobs>) {
+        *lock(&self.jobs) = jobs;
+    }
+
+    pub(super) fn moving(&self) -> Moving {
+        *lock(&self.moving)
+    }
+
+    pub(super) fn set_moving(&self, moving: Moving) {
+        *lock(&self.moving) = moving;
     }
 
     /// Whether this node's store holds a key.
@@ -159,6 +200,12 @@ impl Shared {
     /// A request that a leader had taken will not come to be applied by this node's doing.
     pub(super) fn give_up(&self, key: &Digest, why: ProposeError) {
         finish(lock(&self.waiters).remove(key), &Err(why));
+    }
+
+    /// From where on this node holds the history, and whether nothing is missing from the first entry on.
+    pub(super) fn history(&self) -> (LogIndex, bool) {
+        let from = self.store.headers_from();
+        (from, from <= self.store.history_begins() && self.history_whole.load(Ordering::Relaxed))
     }
 
     pub(super) fn certified_size(&self) -> u64 {

@@ -45,6 +45,8 @@ pub struct SnapshotSettings {
 /// What an executor knows of snapshots.
 pub(super) struct Snapshots {
     pub(super) settings: SnapshotSettings,
+    /// The last entry that retention by bytes and age lets go, when it says anything.
+    pub(super) prunable: Option<LogIndex>,
     /// Questions that wait for this node's own image.
     comparing: BTreeMap<ProposalId, Arc<Ballot>>,
     /// The newest manifest entry applied; offered once a certificate covers it.
@@ -61,6 +63,7 @@ impl Snapshots {
     pub(super) fn new(settings: SnapshotSettings) -> Self {
         Self {
             settings,
+            prunable: None,
             comparing: BTreeMap::new(),
             manifest: None,
             certificate: None,
@@ -165,11 +168,13 @@ impl<D: Devices> Executor<D> {
         }
     }
 
-    /// The compaction frontier: never above a certified snapshot that this node holds, nor above what is applied. The core
+    /// The compaction frontier: never above a certified snapshot that this node holds, nor above what is applied, and
+    /// never above what any bound of retention lets go. The core
     /// is told first, so that it asks for none of these entries when they are gone.
     fn compact_below(&mut self, snapshot: LogIndex) {
         let keep = LogIndex(self.core.last_index().0.saturating_sub(self.snapshots.settings.retain));
-        let upto = snapshot.min(keep).min(self.applied);
+        let prunable = self.snapshots.prunable.unwrap_or(keep);
+        let upto = snapshot.min(keep).min(prunable).min(self.applied);
         if upto > self.core.compacted() {
             self.feed(Input::Compacted { upto });
             self.devices.snapshot(SnapshotJob::Compact(upto));

@@ -1,21 +1,35 @@
-//! The thread that works on images: takes them at marks, fills and checks those that are fetched, and lets entries go that
-//! a certified one stands for. Nothing of it delays the owner, the committer or the state machine.
+//! The thread that works on images: takes them at marks, fills and checks those that are fetched, lets entries go that
+//! a certified one stands for, and moves the database to a fresh one when much of it is dead. Nothing of it delays the
+//! owner, the committer or the state machine.
 
 use super::epochs::Outline;
 use super::executor::SnapshotJob;
 use super::image::{Image, ImageError, chunks};
 use super::mailbox::Mailbox;
 use super::queries::QueryError;
-use super::shared::Shared;
+use super::shared::{Moving, Shared};
 use crate::certificate::{Edge, Entry, SnapshotManifest};
+use crate::config;
 use crate::core::Input;
 use crate::ids::{LogIndex, Term};
 use crate::registry::State;
-use crate::storage::{CompactError, SnapshotError, Store};
+use crate::storage::{
+    CompactError, DurabilityError, ReadError, RotateError, Rotated, Rotation, RotationStep, SnapshotError, Store,
+    Weighing,
+};
 use std::io::Read as _;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Bytes of a database below which it is not worth the while to move it.
+const WORTH_MOVING: u64 = 64 * 1024 * 1024;
+/// Bytes that a step of weighing reads, about.
+const WEIGHED: u64 = 4 * 1024 * 1024;
+/// Pause before it is looked again whether the former database is still being read.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What an image is made of, read at the mark; the proofs of membership changes are added from the store later.
 pub(super) struct Moment {
@@ -48,8 +62,12 @@ enum Failure {
     Proofs(#[from] QueryError),
     #[error("entries cannot be pruned: {0}")]
     Compaction(#[from] CompactError),
+    #[error("the database cannot be read: {0}")]
+    Weighing(#[from] ReadError),
+    #[error("which database is in force is not known: {0}")]
+    Rotation(#[from] DurabilityError),
     #[error(
-        "this node's state at the mark {index} is another than a quorum's, which is certified: its replica has diverged; do not start it again: keep its data for the search, and bring the member back with a fresh store, as after a lost disk (ops/README.md)"
+        "this node's state at the mark {index} is another than a quorum's, which is certified: its replica has diverged; do not start it again: `concordat init --rejoin --even-if-sound` keeps its store aside for the search, begins anew with a fresh key and says how the member is admitted again (ops/README.md)"
     )]
     Diverged { index: LogIndex },
 }
@@ -60,6 +78,17 @@ enum Job {
     Work(SnapshotJob),
     /// A quorum's, certified.
     Compare(SnapshotManifest),
+    /// Blocks below the log's base may be left.
+    Sweep,
+    /// Move the database to a fresh one; tell what that brought, or why it did not come to it.
+    Rotate(oneshot::Sender<Result<Rotated, String>>),
+}
+
+/// What is done between jobs, step by step, when nothing is to be pruned.
+enum Chore {
+    None,
+    Weigh(Weighing),
+    Rotate(Box<Rotation>),
 }
 
 /// Its end that the owner and the state machine hold. Bounded by what the core asks for; and of moments, each of which
@@ -87,6 +116,16 @@ impl Jobs {
         self.put(Job::Compare(manifest));
     }
 
+    /// Deletes what is left of a log that was replaced.
+    pub(super) fn sweep(&self) {
+        self.put(Job::Sweep);
+    }
+
+    /// Moves the database to a fresh one, or waits with who asked before.
+    pub(super) fn rotate(&self, done: oneshot::Sender<Result<Rotated, String>>) {
+        self.put(Job::Rotate(done));
+    }
+
     fn put(&self, job: Job) {
         if self.queue.send(job).is_err() {
             tracing::error!("the snapshot thread is gone");
@@ -98,13 +137,29 @@ pub(super) struct Snapshotter(JoinHandle<()>);
 
 impl Snapshotter {
     /// Starts it. It ends when all ends of its queue are gone.
-    pub(super) fn start(shared: Arc<Shared>, mailbox: Arc<Mailbox>) -> std::io::Result<(Self, Jobs)> {
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+        settings: config::Rotation,
+    ) -> std::io::Result<(Self, Jobs)> {
         let (queue, jobs) = channel();
         let moment = Arc::new(Mutex::new(None));
         let waiting = moment.clone();
         let thread = std::thread::Builder::new().name("snapshots".into()).spawn(move || {
             let mailbox_of = mailbox.clone();
-            let worker = Worker { shared, mailbox: mailbox_of, waiting, fetching: None, compact: LogIndex::ZERO };
+            let worker = Worker {
+                shared,
+                mailbox: mailbox_of,
+                waiting,
+                settings,
+                fetching: None,
+                compact: LogIndex::ZERO,
+                pruning: false,
+                chore: Chore::None,
+                due: Duration::ZERO,
+                asked: Vec::new(),
+                smallest: 0,
+            };
             mailbox.guard("the snapshot thread", || worker.run(&jobs));
         })?;
         Ok((Self(thread), Jobs { queue, moment }))
@@ -121,31 +176,48 @@ struct Worker {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
     waiting: Arc<Mutex<Option<Moment>>>,
+    settings: config::Rotation,
     fetching: Option<Arc<SnapshotManifest>>,
     /// Entries up to here are to go.
     compact: LogIndex,
+    /// Some of them may be there still.
+    pruning: bool,
+    chore: Chore,
+    /// When the next step of the chore is due, on the clock.
+    due: Duration,
+    /// Who asked for the rotation that is under way.
+    asked: Vec<oneshot::Sender<Result<Rotated, String>>>,
+    /// What the database took when it was last moved by this process, bytes.
+    smallest: u64,
 }
 
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         loop {
-            let idle = self.compact <= self.shared.store.base();
-            let job = match jobs.try_recv() {
-                Ok(job) => Some(job),
-                Err(TryRecvError::Empty) if idle => jobs.recv().ok(),
-                Err(TryRecvError::Empty) => None,
-                Err(TryRecvError::Disconnected) => return,
+            let job = match self.rest() {
+                None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(rest) => jobs.recv_timeout(rest),
             };
             let done = match job {
-                Some(job) => self.work(job),
-                None if idle => return,
+                Ok(job) => self.work(job),
                 // Between jobs, one small step at a time.
-                None => self.prune(),
+                Err(RecvTimeoutError::Timeout) if self.pruning => self.prune(),
+                Err(RecvTimeoutError::Timeout) => self.chore(),
+                Err(RecvTimeoutError::Disconnected) => return,
             };
             if let Err(why) = done {
                 self.mailbox.fail(why.to_string());
                 return;
             }
+        }
+    }
+
+    /// How long to wait for a job before there is something else to do; `None`: there is nothing.
+    fn rest(&self) -> Option<Duration> {
+        match self.chore {
+            _ if self.pruning => Some(Duration::ZERO),
+            Chore::None => None,
+            _ => Some(self.due.saturating_sub(self.shared.clock.elapsed())),
         }
     }
 
@@ -156,6 +228,14 @@ impl Worker {
                 moment.map_or(Ok(()), |moment| self.take(moment))
             }
             Job::Compare(manifest) => self.compare(&manifest),
+            Job::Sweep => {
+                self.pruning = true;
+                Ok(())
+            }
+            Job::Rotate(done) => {
+                self.asked.push(done);
+                if matches!(self.chore, Chore::Rotate(_)) { Ok(()) } else { self.rotate() }
+            }
             Job::Work(SnapshotJob::Stage(manifest)) => {
                 let missing = match self.shared.store.stage(&manifest) {
                     Ok(ranges) => ranges.into_iter().flatten().collect(),
@@ -183,6 +263,7 @@ impl Worker {
             }
             Job::Work(SnapshotJob::Compact(upto)) => {
                 self.compact = self.compact.max(upto);
+                self.pruning = true;
                 Ok(())
             }
         }
@@ -242,12 +323,100 @@ impl Worker {
         let store = &self.shared.store;
         let step = store.compact(self.compact)?;
         if !step.more {
-            self.compact = store.base();
+            self.pruning = false;
             if let Some(newest) = store.snapshots().last() {
                 store.drop_snapshots_below(newest.index)?;
             }
             self.shared.replica_mut().forget_outcomes(step.base);
             tracing::info!(base = %step.base, "entries pruned");
+            self.move_if_worth_it()?;
+        }
+        Ok(())
+    }
+
+    /// Moves the database if enough of it is dead. That is known once it was weighed; a database that was moved before
+    /// is given time to grow, whatever its weight.
+    fn move_if_worth_it(&mut self) -> Result<(), Failure> {
+        let Some(percent) = self.settings.dead_percent else { return Ok(()) };
+        let space = self.shared.store.space()?;
+        if !matches!(self.chore, Chore::None) || space.file < WORTH_MOVING.max(self.smallest.saturating_mul(2)) {
+            return Ok(());
+        }
+        match space.live {
+            None => self.chore = Chore::Weigh(self.shared.store.weigh()),
+            Some(live) if space.file.saturating_sub(live) / 100 >= space.file / 10_000 * percent => self.rotate()?,
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<(), Failure> {
+        self.chore = Chore::None;
+        match self.shared.store.rotate() {
+            Ok(rotation) => {
+                tracing::info!("the database moves to a fresh one");
+                self.chore = Chore::Rotate(Box::new(rotation));
+                Ok(())
+            }
+            Err(why) => self.rotated(Err(why)),
+        }
+    }
+
+    fn chore(&mut self) -> Result<(), Failure> {
+        let clock = self.shared.clock;
+        let moved = match &mut self.chore {
+            Chore::None => return Ok(()),
+            Chore::Weigh(scale) => {
+                if !scale.step()? {
+                    self.chore = Chore::None;
+                    return self.move_if_worth_it();
+                }
+                WEIGHED
+            }
+            Chore::Rotate(rotation) => match rotation.step(|| clock.elapsed()) {
+                Ok(RotationStep::Moved(bytes)) => {
+                    let moved = Some(rotation.moved());
+                    self.shared.set_moving(Moving { moved, ..self.shared.moving() });
+                    bytes
+                }
+                Ok(RotationStep::Waiting) => {
+                    self.due = clock.elapsed() + LOOK_AGAIN;
+                    return Ok(());
+                }
+                Ok(RotationStep::Done(rotated)) => return self.rotated(Ok(rotated)),
+                Err(why) => return self.rotated(Err(why)),
+            },
+        };
+        let pause = moved.saturating_mul(1_000_000) / self.settings.bytes_per_s.max(1);
+        self.due = clock.elapsed() + Duration::from_micros(pause);
+        Ok(())
+    }
+
+    /// A rotation has ended. That it was given up is no reason to stop; that nobody knows how it ended is one.
+    fn rotated(&mut self, ended: Result<Rotated, RotateError>) -> Result<(), Failure> {
+        self.chore = Chore::None;
+        let before = self.shared.moving().last;
+        let ended = match ended {
+            Ok(rotated) => {
+                let Rotated { before, after, pause, .. } = rotated;
+                tracing::info!(before, after, pause_us = pause.as_micros(), "the database has moved; bytes");
+                self.smallest = after;
+                Ok(rotated)
+            }
+            Err(RotateError::Durability(why)) => return Err(why.into()),
+            Err(why) => {
+                tracing::warn!(%why, "the database does not move to a fresh one");
+                // Not again by itself before it has grown by half: what hindered it is likely still there.
+                let file = self.shared.store.space().map_or(0, |space| space.file);
+                self.smallest = self.smallest.max(file / 4 * 3);
+                Err(why.to_string())
+            }
+        };
+        self.shared.telemetry.rotation(ended.as_ref().ok().map(|rotated| rotated.pause.as_secs_f64()));
+        self.shared.set_moving(Moving { moved: None, last: ended.as_ref().ok().copied().or(before) });
+        for asked in std::mem::take(&mut self.asked) {
+            // A caller that gave up is no news.
+            let _gone = asked.send(ended.clone());
         }
         Ok(())
     }

@@ -46,7 +46,8 @@ impl Handle {
         from: LogIndex,
         pick: fn(&Handle, &Entry) -> Result<Option<E>, QueryError>,
     ) -> BoxStream<'static, Result<E, StreamError>> {
-        let cursor = Cursor { handle: self.clone(), next: from.max(LogIndex(1)), ready: VecDeque::new(), over: false };
+        let cursor =
+            Cursor { handle: self.clone(), next: from.max(self.first_entry()), ready: VecDeque::new(), over: false };
         stream::unfold(cursor, move |mut cursor| async move {
             loop {
                 if let Some(event) = cursor.ready.pop_front() {

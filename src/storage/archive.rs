@@ -1,16 +1,18 @@
-//! What is derived from committed entries: tree hashes, headers by themselves, and which entry a proposal became.
+//! What is derived from committed entries: tree hashes, headers by themselves, which entry a proposal became, and the
+//! auditors' index.
 //!
 //! Only full tiles, runs and buckets' worth of entries are written; the rest (fewer than 256 entries) stays in memory
 //! and is derived again at open. So an entry costs one write in 256, off the commit path, and losing any of these
 //! records costs nothing but the time to derive it again.
 
-use super::disk::Disk;
+use super::disk::{Disk, Tree};
 use super::error::ReadError;
 use super::layout::{
     self, BUCKET, HEADER_RUN, HEADERS, PROPOSALS, TILES, bucket_key, number_key, read_bucket, read_tile, tile_key,
 };
+use super::postings::{Postings, Word};
 use crate::certificate::merkle::Nodes;
-use crate::certificate::{Edge, FullTile, Header, Reader, TILE_LEVELS, Writer, full_tiles, subtree};
+use crate::certificate::{Body, Edge, FullTile, Header, Reader, TILE_LEVELS, Writer, full_tiles, subtree};
 use crate::ids::{Digest, LogIndex, ProposalId, Term};
 use crate::limits::TILE;
 use std::collections::BTreeMap;
@@ -26,8 +28,9 @@ pub(super) struct Archive {
     from: LogIndex,
     /// The proposals of the unfinished leaf tile (fewer than [`TILE`]).
     proposals: BTreeMap<(Term, u64), Vec<(u8, LogIndex)>>,
+    pub(super) postings: Postings,
     unsynced: usize,
-    /// Records that were missing or wrong and have been written.
+    /// Records that were missing or wrong and have been written, postings aside.
     pub(super) written: u64,
 }
 
@@ -39,12 +42,12 @@ impl Archive {
     /// What goes on from an edge: the headers of its unfinished tile are written as far as they fill runs.
     pub(super) fn over(disk: &Disk, edge: Edge, from: LogIndex) -> Result<Self, ReadError> {
         let headers = edge.headers().to_vec();
-        let mut archive = Self { edge, from, proposals: BTreeMap::new(), unsynced: 0, written: 0 };
-        for bytes in &headers {
-            let header = Header::decode(bytes).map_err(|source| ReadError::Record { tree: HEADERS, source })?;
-            archive.note_proposal(&header);
-        }
-        let first = archive.size() - headers.len() as u64 + 1;
+        let first = edge.size() - headers.len() as u64 + 1;
+        let decoded = headers.iter().map(|bytes| Header::decode(bytes)).collect::<Result<Vec<_>, _>>();
+        let decoded = decoded.map_err(|source| ReadError::Record { tree: HEADERS, source })?;
+        let postings = Postings::over(from, first, &decoded);
+        let mut archive = Self { edge, from, proposals: BTreeMap::new(), postings, unsynced: 0, written: 0 };
+        decoded.iter().for_each(|header| archive.note_proposal(header));
         for (run, at) in headers.chunks_exact(HEADER_RUN as usize).zip((first..).step_by(HEADER_RUN as usize)) {
             archive.put(disk, &disk.trees.headers, &number_key(at), &layout::write_header_run(run))?;
         }
@@ -56,6 +59,11 @@ impl Archive {
         self.edge.size()
     }
 
+    /// The first entry from which on the words of bodies are in the index.
+    pub(super) fn searchable_from(&self) -> LogIndex {
+        self.postings.complete_from(&Word::Request(Digest::ZERO), self.size())
+    }
+
     fn note_proposal(&mut self, header: &Header) {
         if let Some(id) = &header.proposal_id {
             let (bucket, low) = place(id);
@@ -63,8 +71,15 @@ impl Archive {
         }
     }
 
-    /// Takes the next entry: its header and the header's canonical bytes.
-    pub(super) fn take(&mut self, disk: &Disk, header: &Header, bytes: Vec<u8>) -> Result<(), ReadError> {
+    /// Takes the next entry: its header, the header's canonical bytes, and its body where that is
+    /// held.
+    pub(super) fn take(
+        &mut self,
+        disk: &Disk,
+        header: &Header,
+        bytes: Vec<u8>,
+        body: Option<&Body>,
+    ) -> Result<(), ReadError> {
         let expected = LogIndex(self.size() + 1);
         if header.index != expected {
             return Err(ReadError::Gap { expected, found: header.index });
@@ -86,11 +101,43 @@ impl Archive {
         if self.size().is_multiple_of(TILE) {
             self.put_proposals(disk)?;
         }
-        if self.unsynced >= UNSYNCED {
-            disk.make_durable()?;
-            self.unsynced = 0;
-        }
-        Ok(())
+        let bytes = self.postings.take(disk, header, body)?;
+        self.wrote(disk, bytes)
+    }
+
+    /// Counts bytes that were written, and makes them durable when they are many.
+    pub(super) fn wrote(&mut self, disk: &Disk, bytes: usize) -> Result<(), ReadError> {
+        self.unsynced += bytes;
+        if self.unsynced >= UNSYNCED { self.make_durable(disk) } else { Ok(()) }
+    }
+
+    /// Records that were missing or wrong and have been written.
+    pub(super) fn written(&self) -> u64 {
+        self.written + self.postings.written
+    }
+
+    /// Takes notice of the proposals of entries before those that it covers.
+    pub(super) fn find_proposals(&mut self, disk: &Disk, headers: &[Header]) -> Result<(), ReadError> {
+        let newest = std::mem::take(&mut self.proposals);
+        headers.iter().for_each(|header| self.note_proposal(header));
+        let written = self.put_proposals(disk);
+        self.proposals = newest;
+        written
+    }
+
+    /// From here on headers and hashes are here.
+    pub(super) fn begin_at(&mut self, from: LogIndex) {
+        self.from = from;
+    }
+
+    /// See [`Archive::begin_at`].
+    pub(super) fn from(&self) -> LogIndex {
+        self.from
+    }
+
+    /// The right edge of the tree.
+    pub(super) fn edge(&self) -> &Edge {
+        &self.edge
     }
 
     fn put_proposals(&mut self, disk: &Disk) -> Result<(), ReadError> {
@@ -110,7 +157,7 @@ impl Archive {
     }
 
     /// Writes a derived record unless it is there already.
-    fn put(&mut self, disk: &Disk, tree: &sled::Tree, key: &[u8], value: &[u8]) -> Result<(), ReadError> {
+    fn put(&mut self, disk: &Disk, tree: &Tree, key: &[u8], value: &[u8]) -> Result<(), ReadError> {
         if tree.get(key)?.is_some_and(|old| old == value) {
             return Ok(());
         }
@@ -168,10 +215,11 @@ impl Archive {
         Edge::read(&mut Reader::new(&w.0)).map_err(|source| ReadError::Record { tree: TILES, source })
     }
 
-    /// Says that all that was written so far is durable.
+    /// All that was written so far is durable.
     pub(super) fn make_durable(&mut self, disk: &Disk) -> Result<(), ReadError> {
         self.unsynced = 0;
-        Ok(disk.make_durable()?)
+        disk.make_durable()?;
+        Ok(self.postings.durable(disk)?)
     }
 
     /// Which entry may be the one that a proposal became. The bucket knows term and number only: whoever asks compares
@@ -185,6 +233,30 @@ impl Archive {
         let Some(value) = disk.trees.proposals.get(bucket_key(bucket.0, bucket.1))? else { return Ok(None) };
         let rows = read_bucket(&value).map_err(|source| ReadError::Record { tree: PROPOSALS, source })?;
         Ok(find(&rows))
+    }
+
+    /// Holds the index of proposals against the headers that are stored, and returns how many proposals are missing or
+    /// wrong in it; with `write`, they are no more. Those of the unfinished tile are in memory and need no index.
+    pub(super) fn mend_proposals(&self, disk: &Disk, write: bool) -> Result<u64, ReadError> {
+        let record = |source| ReadError::Record { tree: HEADERS, source };
+        let mut bucket = Bucket::default();
+        let mut missing = 0;
+        for run in disk.trees.headers.range(number_key(self.from.0)..number_key(self.size() - self.size() % TILE + 1)) {
+            for bytes in layout::read_whole_run(&run?.1).map_err(record)? {
+                let header = Header::decode(bytes).map_err(record)?;
+                let Some((at, low)) = header.proposal_id.as_ref().map(place) else { continue };
+                if at != bucket.at {
+                    bucket.put(disk, write)?;
+                    bucket = Bucket::read(disk, at)?;
+                }
+                if bucket.rows.insert(low, header.index) != Some(header.index) {
+                    missing += 1;
+                    bucket.changed = true;
+                }
+            }
+        }
+        bucket.put(disk, write)?;
+        Ok(missing)
     }
 
     /// Why a tile is not there.
@@ -202,6 +274,33 @@ impl Archive {
     /// The hashes of the tree, for roots and proofs.
     pub(super) fn nodes<'a>(&'a self, disk: &'a Disk) -> Hashes<'a> {
         Hashes { archive: self, disk }
+    }
+}
+
+/// Which entries up to [`BUCKET`] proposals of a term became.
+#[derive(Default)]
+struct Bucket {
+    at: (Term, u64),
+    rows: BTreeMap<u8, LogIndex>,
+    changed: bool,
+}
+
+impl Bucket {
+    fn read(disk: &Disk, at: (Term, u64)) -> Result<Self, ReadError> {
+        let stored = disk.trees.proposals.get(bucket_key(at.0, at.1))?;
+        // One that does not read is derived data gone bad: it is as good as missing.
+        let rows = stored.and_then(|value| read_bucket(&value).ok()).unwrap_or_default();
+        Ok(Self { at, rows: rows.into_iter().collect(), changed: false })
+    }
+
+    /// Writes it durably, if it changed.
+    fn put(&self, disk: &Disk, write: bool) -> Result<(), ReadError> {
+        if !self.changed || !write {
+            return Ok(());
+        }
+        let rows: Vec<_> = self.rows.iter().map(|(low, index)| (*low, *index)).collect();
+        disk.insert(&disk.trees.proposals, &bucket_key(self.at.0, self.at.1), &layout::write_bucket(&rows))?;
+        Ok(disk.make_durable()?)
     }
 }
 

@@ -5,8 +5,10 @@
 //! there is held against that edge all the same.
 
 use super::archive::Archive;
+use super::climb;
 use super::disk::Disk;
 use super::error::{DurabilityError, ReadError};
+use super::failure::{Failure, Findings};
 use super::ground::Ground;
 use super::kept;
 use super::layout::{self, HEADER_RUN, number_key, read_tile, tile_key, write_tile};
@@ -45,12 +47,13 @@ impl From<DurabilityError> for Fault {
 }
 
 /// Checks headers against the hashes, and those against the edge; returns how many tiles were written anew.
-pub(super) fn check_tree(disk: &Disk, ground: &Ground) -> Result<u64, Fault> {
+pub(super) fn check_tree(disk: &Disk, ground: &Ground, found: &mut Findings) -> Result<u64, Failure> {
     let size = ground.edge.size();
     let mut written = 0;
     let mut level = Level { number: 0, first: ground.from.prev().0 / TILE, hashes: Vec::new() };
     for position in level.first..full_tiles(size, 0) {
-        let leaves = leaves_of_tile(disk, position)?;
+        // Where headers are gone, their hashes may still tell what is right above them.
+        let Some(leaves) = leaves_or_tile(disk, position, found)? else { return Ok(written) };
         level.hashes.push(subtree(&leaves));
         written += put_tile(disk, 0, position, &leaves)?;
     }
@@ -62,7 +65,8 @@ pub(super) fn check_tree(disk: &Disk, ground: &Ground) -> Result<u64, Fault> {
         let known = &level.hashes[usize::try_from(unfinished.max(level.first) - level.first).unwrap_or(usize::MAX)..];
         let edge = ground.edge.unfinished(level.number);
         if !edge.ends_with(known) || end % TILE != edge.len() as u64 {
-            return Err(Fault::Headers(ground.from, ground.index()));
+            found.hear(Fault::Headers(ground.from, ground.index()))?;
+            return Ok(written);
         }
         let mut above = Level { number: level.number + 1, first: level.first.div_ceil(TILE), hashes: Vec::new() };
         for position in level.first / TILE..end / TILE {
@@ -70,7 +74,7 @@ pub(super) fn check_tree(disk: &Disk, ground: &Ground) -> Result<u64, Fault> {
             let until = (position + 1) * TILE - level.first;
             let known = &level.hashes[from as usize..until as usize];
             if position < above.first {
-                check_part(disk, ground, level.number, position, known)?;
+                found.take(check_part(disk, ground, level.number, position, known))?;
             } else {
                 above.hashes.push(subtree(known));
                 written += put_tile(disk, level.number, position, known)?;
@@ -90,16 +94,31 @@ struct Level {
 }
 
 /// The leaf hashes of a full tile, out of its headers.
-fn leaves_of_tile(disk: &Disk, position: u64) -> Result<Vec<Digest>, Fault> {
+pub(super) fn leaves_of_tile(disk: &Disk, position: u64) -> Result<Vec<Digest>, Fault> {
+    let first = position * TILE + 1;
+    let runs = (first..first + TILE).step_by(HEADER_RUN as usize);
+    runs.map(|run| leaves_of_run(disk, run)).collect::<Result<Vec<_>, _>>().map(|runs| runs.concat())
+}
+
+/// The leaf hashes of a full tile, out of its headers; of the tile itself where headers were found to be wrong.
+fn leaves_or_tile(disk: &Disk, position: u64, found: &mut Findings) -> Result<Option<Vec<Digest>>, Failure> {
     let first = position * TILE + 1;
     let mut leaves = Vec::with_capacity(TILE as usize);
     for run in (first..first + TILE).step_by(HEADER_RUN as usize) {
-        let wrong = || Fault::Headers(LogIndex(run), LogIndex(run + HEADER_RUN - 1));
-        let value = disk.trees.headers.get(number_key(run))?.ok_or_else(wrong)?;
-        let headers = layout::read_whole_run(&value).map_err(|_| wrong())?;
-        leaves.extend(headers.into_iter().map(leaf_hash));
+        leaves.extend(found.take(leaves_of_run(disk, run))?.unwrap_or_default());
     }
-    Ok(leaves)
+    if leaves.len() as u64 == TILE {
+        return Ok(Some(leaves));
+    }
+    let tile = disk.trees.tiles.get(tile_key(0, position))?;
+    Ok(tile.and_then(|value| read_tile(&value).ok()))
+}
+
+fn leaves_of_run(disk: &Disk, run: u64) -> Result<Vec<Digest>, Fault> {
+    let wrong = || Fault::Headers(LogIndex(run), LogIndex(run + HEADER_RUN - 1));
+    let value = disk.trees.headers.get(number_key(run))?.ok_or_else(wrong)?;
+    let headers = layout::read_whole_run(&value).map_err(|_| wrong())?;
+    Ok(headers.into_iter().map(leaf_hash).collect())
 }
 
 fn put_tile(disk: &Disk, level: u8, position: u64, hashes: &[Digest]) -> Result<u64, Fault> {
@@ -113,9 +132,8 @@ fn put_tile(disk: &Disk, level: u8, position: u64, hashes: &[Digest]) -> Result<
 
 /// A tile of which only the end follows from headers that are here: it came about after a snapshot was installed.
 fn check_part(disk: &Disk, ground: &Ground, level: u8, position: u64, known: &[Digest]) -> Result<(), Fault> {
-    let stored = disk.trees.tiles.get(tile_key(level, position))?;
-    match stored.and_then(|value| read_tile(&value).ok()) {
-        Some(hashes) if hashes.ends_with(known) => Ok(()),
+    match climb::tile_proved(disk, &ground.edge, level, position)? {
+        Ok(hashes) if hashes.ends_with(known) => Ok(()),
         _ => {
             let leaves = u32::from(TILE_LEVELS) * (u32::from(level) + 1);
             Err(Fault::Headers(ground.from, LogIndex((position + 1) << leaves)))
@@ -124,32 +142,43 @@ fn check_part(disk: &Disk, ground: &Ground, level: u8, position: u64, known: &[D
 }
 
 /// Reads every kept entry, compares it with the tree where that is here, and returns the changes of members among them.
-pub(super) fn check_kept(disk: &Disk, ground: &Ground, archive: &Archive) -> Result<Vec<Arc<Entry>>, Fault> {
+pub(super) fn check_kept(
+    disk: &Disk,
+    ground: &Ground,
+    archive: &Archive,
+    found: &mut Findings,
+) -> Result<Vec<Arc<Entry>>, Failure> {
     let mut epochs = Vec::new();
     for row in disk.trees.kept.iter() {
         let (key, value) = row?;
-        let index = LogIndex(layout::read_number_key(&key).unwrap_or_default());
-        let entry = kept::decode(&key, &value).map_err(|_| Fault::Kept(index))?;
-        if index > ground.index() {
-            // Copied before the ground was to rise, which it did not: it is copied again.
-            continue;
-        }
-        if index >= ground.from {
-            let leaf = archive.nodes(disk).node(0, index.prev().0)?;
-            if leaf != entry.header.leaf_hash() {
-                return Err(Fault::Kept(index));
-            }
-        }
-        if matches!(entry.header.kind, Kind::Epoch | Kind::EpochFinal) && ground.epochs.contains(&index) {
+        let Some(entry) = found.take(check_kept_entry(disk, ground, archive, &key, &value))? else { continue };
+        if matches!(entry.header.kind, Kind::Epoch | Kind::EpochFinal) && ground.epochs.contains(&entry.index()) {
             epochs.push(entry);
         }
     }
-    if let Some((missing, _)) =
-        ground.epochs.iter().enumerate().find(|(at, index)| epochs.get(*at).map(|e| e.index()) != Some(**index))
-    {
-        return Err(Fault::Kept(ground.epochs[missing]));
+    for index in &ground.epochs {
+        if epochs.binary_search_by_key(index, |e| e.index()).is_err() {
+            found.hear(Fault::Kept(*index))?;
+        }
     }
     Ok(epochs)
+}
+
+fn check_kept_entry(
+    disk: &Disk,
+    ground: &Ground,
+    archive: &Archive,
+    key: &[u8],
+    value: &[u8],
+) -> Result<Arc<Entry>, Fault> {
+    let index = LogIndex(layout::read_number_key(key).unwrap_or_default());
+    let entry = kept::decode(key, value).map_err(|_| Fault::Kept(index))?;
+    // One beyond the ground was copied before that was to rise, which it did not: it is copied again.
+    let held = index >= ground.from && index <= ground.index();
+    if held && archive.nodes(disk).node(0, index.prev().0)? != entry.header.leaf_hash() {
+        return Err(Fault::Kept(index));
+    }
+    Ok(entry)
 }
 
 /// Holds a certificate of a head below the log against the tree, where that is here.

@@ -431,7 +431,12 @@ impl Worker {
         let archive = Archive::over(&shared.disk, ground.edge.clone(), ground.from)?;
         {
             let _cutting = shared.cutting.write().unwrap_or_else(PoisonError::into_inner);
-            *shared.archive() = archive;
+            let mut held = shared.archive();
+            let replaced = std::mem::replace(&mut *held, archive);
+            held.postings.inherit(replaced.postings);
+            drop(held);
+            // What was here of the tile in which the log begins now, even if it is the same one, says nothing of this log.
+            *shared.filling() = Default::default();
             *shared.ground.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ground.clone());
         }
         shared.snapshots.unpin();
@@ -554,7 +559,7 @@ fn check_base(ground: &Ground, manifest: &SnapshotManifest) -> Result<(), Commit
     }
 }
 
-/// Keeps entries for ever, durably.
+/// Keeps entries for ever, durably, and with them everything that was written before.
 pub(super) fn put_kept(shared: &Shared, entries: &[Arc<Entry>]) -> Result<(), DurabilityError> {
     let mut unsynced = 0;
     for entry in entries {

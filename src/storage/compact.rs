@@ -10,7 +10,7 @@ use super::committer::put_kept;
 use super::error::{CompactError, ReadError};
 use super::ground::Ground;
 use super::layout::{self, TILES, number_key};
-use super::read::guard;
+use super::read::{guard, guarded};
 use super::{Shared, Store, kept};
 use crate::certificate::merkle::Frontier;
 use crate::certificate::{Entry, FormatError, Kind};
@@ -30,6 +30,15 @@ pub struct Compacted {
     /// Whether there may be more to do: ask again. The log begins at the boundary of a block, so it may come to rest up to
     /// a block's length below what was asked for.
     pub more: bool,
+}
+
+/// What is to stay in the log although a snapshot stands for it; all of it is a least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest entries that take this many bytes in the log.
+    pub bytes: Option<u64>,
+    /// Entries proposed no longer than this before the newest one, milliseconds.
+    pub age_ms: Option<u64>,
 }
 
 /// What a step found in the blocks that it takes.
@@ -53,6 +62,8 @@ impl Store {
             let _grounding = shared.grounding.lock().unwrap_or_else(PoisonError::into_inner);
             let ground = shared.ground();
             let left = shared.sweep(&ground)?;
+            // This line is why a backup is never torn: while one reads, no body above the base that it began with goes.
+            let upto = shared.holds.lowest().map_or(upto, |held| upto.min(held));
             if left || upto <= ground.index() {
                 return Ok(Compacted { base: ground.index(), more: left });
             }
@@ -64,6 +75,54 @@ impl Store {
             shared.sweep(&ground)?;
             Ok(Compacted { base: ground.index(), more: true })
         })
+    }
+
+    /// The last entry that may go when this much is to stay.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn prunable(&self, keep: Keep) -> Result<LogIndex, ReadError> {
+        guarded(|| {
+            let mut upto = self.last_index();
+            if let Some(age) = keep.age_ms {
+                upto = upto.min(self.older_than(age)?);
+            }
+            if let Some(bytes) = keep.bytes {
+                upto = upto.min(self.before_newest(bytes)?);
+            }
+            Ok(upto)
+        })
+    }
+
+    /// The last entry that is older than this against the newest one. Times never run backwards in a log.
+    fn older_than(&self, age_ms: u64) -> Result<LogIndex, ReadError> {
+        let time = |index: u64| Ok::<_, ReadError>(self.header(LogIndex(index))?.map(|h| h.proposed_at));
+        let (mut older, mut last) = (self.base().0, self.last_index().0);
+        let Some(since) = time(last)?.map(|newest| newest.saturating_sub(age_ms)) else { return Ok(LogIndex(older)) };
+        while older < last {
+            let middle = older + (last - older).div_ceil(2);
+            // One that was replaced meanwhile is not older than anything.
+            if time(middle)?.is_some_and(|at| at < since) {
+                older = middle;
+            } else {
+                last = middle - 1;
+            }
+        }
+        Ok(LogIndex(older))
+    }
+
+    /// The last entry before the blocks at the log's end that take so many bytes.
+    fn before_newest(&self, bytes: u64) -> Result<LogIndex, ReadError> {
+        let base = self.base();
+        let mut newest = 0;
+        for row in self.shared.disk.trees.log.range(number_key(base.next().0)..).rev() {
+            let (key, value) = row?;
+            newest += value.len() as u64;
+            if newest >= bytes {
+                return Ok(LogIndex(layout::read_number_key(&key).unwrap_or_default()).prev().max(base));
+            }
+        }
+        Ok(base)
     }
 
     fn check_compaction(&self, upto: LogIndex) -> Result<(), CompactError> {
@@ -110,14 +169,15 @@ impl Shared {
         {
             let mut archive = self.archive();
             ground.edge = archive.edge_at(&self.disk, tree.size())?;
-            // From now on nothing derives these records again: they are durable first.
-            archive.make_durable(&self.disk)?;
+            archive.postings.settle(&self.disk, ground.index())?;
         }
         if ground.edge.frontier() != tree {
             return Err(ReadError::Record { tree: TILES, source: FormatError::Value { field: "tile" } });
         }
+        // From now on nothing derives tree hashes and headers again: with the bodies that are kept, they are durable first.
         put_kept(self, &kept)?;
         ground.put(&self.disk, false)?;
+        self.archive().postings.durable(&self.disk)?;
         let ground = Arc::new(ground);
         {
             // Whoever reads blocks that are about to go has finished after this.

@@ -1,9 +1,11 @@
-//! Making a store, whole or not at all.
+//! Making a store, whole or not at all, and setting one aside.
 
 use super::disk::{LOCK, Trees, open_database};
-use super::error::{CreateError, fault};
+use super::error::{CreateError, Damage, OpenError, fault};
+use super::failure::{Failure, explained};
 use super::ground::Ground;
 use super::layout::{self, META_BLS, META_DID, META_SCHEMA, SCHEMA};
+use super::recovery::lock;
 use super::watermark::Watermark;
 use crate::certificate::SecretKey;
 use crate::certificate::merkle;
@@ -28,13 +30,34 @@ pub(super) fn create(dir: &Path, did: NodeId, bls: &SecretKey) -> Result<(), Cre
     build(dir, did, bls).map_err(failed)
 }
 
+/// Renames a store that no node has open, durably, within its directory.
+pub(super) fn set_aside(dir: &Path, to: &Path) -> Result<(), OpenError> {
+    explained(dir, || {
+        let _lock = match lock(dir) {
+            // Without it no node starts either.
+            Err(Failure::Missing | Failure::Damage(Damage::MissingFile(LOCK))) => None,
+            other => Some(other?),
+        };
+        if to.exists() {
+            // A rename would take the place of an empty directory without a word.
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} exists", to.display())).into());
+        }
+        fs::rename(dir, to)?;
+        Ok(File::open(parent_of(dir))?.sync_all()?)
+    })
+}
+
+fn parent_of(dir: &Path) -> &Path {
+    match dir.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
 /// Builds the store beside its place and moves it there by one rename, so that a crash leaves no half a store: what an
 /// earlier attempt left beside it was never used and is removed.
 fn build(dir: &Path, did: NodeId, bls: &SecretKey) -> io::Result<()> {
-    let parent = match dir.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+    let parent = parent_of(dir);
     fs::create_dir_all(parent)?;
     let beside = beside(dir)?;
     match fs::remove_dir_all(&beside) {
@@ -59,8 +82,8 @@ fn beside(dir: &Path) -> io::Result<PathBuf> {
     Ok(dir.with_file_name(name))
 }
 
-/// The store holds a secret key: nobody but its owner reads it.
-fn restrict(dir: &Path) -> io::Result<()> {
+/// The database holds a secret key: nobody but its owner reads it.
+pub(super) fn restrict(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
@@ -84,7 +107,8 @@ fn fill(dir: &Path, did: NodeId, bls: &SecretKey) -> io::Result<()> {
     mark.store(dir, &File::open(dir)?)
 }
 
-fn sync_tree(dir: &Path) -> io::Result<()> {
+/// Makes a directory and all in it durable, names included.
+pub(super) fn sync_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

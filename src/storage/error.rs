@@ -1,6 +1,7 @@
 //! What can go wrong with a store, one enum per question.
 
 use super::block::BlockError;
+use super::mend::Wound;
 use super::watermark::WatermarkError;
 use crate::certificate::{EntryError, FormatError, GenesisError, KeyError};
 use crate::ids::{Digest, LogIndex, NodeId, Term};
@@ -40,7 +41,9 @@ pub enum CreateError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Nothing there.
-    #[error("there is no store in {dir}; create one with `concordat init`")]
+    #[error(
+        "there is no store in {dir}; a new member makes one with `concordat init`, one that lost its store with `concordat init --rejoin`"
+    )]
     Missing {
         /// Where.
         dir: PathBuf,
@@ -73,7 +76,7 @@ pub enum OpenError {
     },
     /// What is stored is not what was written.
     #[error(
-        "the store in {dir} is damaged: {damage}; do not start this node on it again: keep a copy, check the disk, and re-admit the member with a fresh store (`concordat init`), that is with a fresh key"
+        "the store in {dir} is damaged: {damage}; no node may take part with it: look at all of it with `concordat doctor`, check the disk, and begin anew with a fresh key (`concordat init --rejoin` keeps this store aside and says how the member is admitted again)"
     )]
     Damaged {
         /// Where.
@@ -81,9 +84,21 @@ pub enum OpenError {
         /// How.
         damage: Damage,
     },
+    /// A few records are not what was written, and what is whole proves what belongs there. Nothing was changed.
+    #[error(
+        "the store in {dir} is damaged: {damage}; what certificates cover can be mended from other members, which the node does when it starts (`concordat serve`): {}; check the disk", list(.wounds)
+    )]
+    Mendable {
+        /// Where.
+        dir: PathBuf,
+        /// The first flaw.
+        damage: Box<Damage>,
+        /// Everything that is to be mended, as far as it can be told yet.
+        wounds: Vec<Wound>,
+    },
     /// What is stored is intact but older than what this node has already promised.
     #[error(
-        "the store in {dir} has lost its memory: {loss}; this node may have voted for or acknowledged what it no longer knows, so it must not take part again with this key: re-admit the member with a fresh store (`concordat init`), that is with a fresh key"
+        "the store in {dir} has lost its memory: {loss}; this node may have voted for or acknowledged what it no longer knows, so it must not take part again with this key: begin anew with a fresh key (`concordat init --rejoin` keeps this store aside and says how the member is admitted again); `concordat doctor` tells everything that is wrong"
     )]
     Quarantined {
         /// Where.
@@ -93,12 +108,29 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether no node may ever take part with this store again: trying once more is of no use.
+    #[must_use]
+    pub fn bars_the_store(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Quarantined { .. })
+    }
+}
+
 /// How a store is damaged.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
     /// A file is not there.
     #[error("the file {0} is missing")]
     MissingFile(&'static str),
+    /// The file that says which database is in force does not read.
+    #[error("the file `current`, which names the database in force, is unusable: {0}")]
+    Pointer(#[source] FormatError),
+    /// The database in force is not there.
+    #[error("the database in force lies in `database-{number}`, which is missing")]
+    MissingDatabase {
+        /// Its number.
+        number: u64,
+    },
     /// A tree is not there.
     #[error("the tree {0:?} is missing")]
     MissingTree(&'static str),
@@ -426,6 +458,70 @@ pub enum CompactError {
     Read(#[from] ReadError),
 }
 
+/// Why the records did not move to a fresh database. Unless it says otherwise, the store goes on with the one it has.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// One at a time.
+    #[error("the database is being moved already; wait for that")]
+    UnderWay,
+    /// This rotation has ended before.
+    #[error("this rotation is over; begin another one")]
+    Over,
+    /// The new database cannot be written or read.
+    #[error("the new database cannot be written: {source}; the old one stays in force; {}, then try again", remedy(.source))]
+    Next {
+        /// Why.
+        source: io::Error,
+    },
+    /// The old database cannot be removed; the new one is in force.
+    #[error("the new database is in force, but the old one cannot be removed: {source}; the next start tries again")]
+    Former {
+        /// Why.
+        source: io::Error,
+    },
+    /// Records are written faster than they are copied.
+    #[error(
+        "more than {bound} records were written while the database was copied; the old one stays in force: try again under less load, or with a higher `snapshots.rotate_mib_per_s`"
+    )]
+    Outrun {
+        /// How many may be.
+        bound: usize,
+    },
+    /// The copy would fill the disk, which would stop the node.
+    #[error(
+        "the file system has {available} bytes free, and a copy of the database takes {needed}, what must stay free included; the old one stays in force: make room, then try again"
+    )]
+    NoRoom {
+        /// Bytes free.
+        available: u64,
+        /// Bytes wanted.
+        needed: u64,
+    },
+    /// What was read back is not what was written.
+    #[error(
+        "the tree {tree:?} of the new database does not hold what was copied; the old one stays in force: check the disk and the memory"
+    )]
+    Differs {
+        /// Which.
+        tree: &'static str,
+    },
+    /// A value that the database would not keep durably.
+    #[error("a value outgrew what the database stores durably; the old one stays in force; please report it")]
+    Blobs,
+    /// The old database cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The store takes no more writes.
+    #[error(transparent)]
+    Durability(#[from] DurabilityError),
+}
+
+impl From<sled::Error> for RotateError {
+    fn from(error: sled::Error) -> Self {
+        ReadError::from(error).into()
+    }
+}
+
 /// What can go wrong with a snapshot's image.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -479,6 +575,65 @@ pub enum SnapshotError {
 
 impl From<sled::Error> for SnapshotError {
     fn from(error: sled::Error) -> Self {
+        ReadError::from(error).into()
+    }
+}
+
+fn list(wounds: &[Wound]) -> String {
+    wounds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Why a store was not mended.
+#[derive(Debug, thiserror::Error)]
+pub enum MendError {
+    /// What was given is not what belongs there.
+    #[error("what was given for {wound} is not what certificates prove to belong there")]
+    Unproved {
+        /// What it was given for.
+        wound: Wound,
+    },
+    /// The damage is more than the records that were found to be.
+    #[error("the log around the damaged records is not the one that the newest head certificate covers")]
+    Other,
+    /// It cannot be read or written.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl From<sled::Error> for MendError {
+    fn from(error: sled::Error) -> Self {
+        ReadError::from(error).into()
+    }
+}
+
+impl From<DurabilityError> for MendError {
+    fn from(error: DurabilityError) -> Self {
+        ReadError::from(error).into()
+    }
+}
+
+/// Why a piece of the history was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// Nothing that is proved here proves it.
+    #[error("the {what} that was to be filled in is not the one that the certified tree proves")]
+    Unproved {
+        /// What it was to be.
+        what: &'static str,
+    },
+    /// It cannot be read or written.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl From<sled::Error> for FillError {
+    fn from(error: sled::Error) -> Self {
+        ReadError::from(error).into()
+    }
+}
+
+impl From<DurabilityError> for FillError {
+    fn from(error: DurabilityError) -> Self {
         ReadError::from(error).into()
     }
 }

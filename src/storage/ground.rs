@@ -122,7 +122,7 @@ impl Ground {
     }
 
     /// Written into a store that has none, not durably yet. It must be a small one.
-    pub(super) fn put_first(&self, trees: &Trees) -> sled::Result<()> {
+    pub(super) fn put_first(&self, trees: &Trees<sled::Tree>) -> sled::Result<()> {
         let bytes = self.encode();
         for (number, part) in (0..).zip(bytes.chunks(PART)) {
             trees.bases.insert(part_key(self.index(), number), part)?;
@@ -134,6 +134,12 @@ impl Ground {
     /// Says that nothing is left of the log that was replaced; durable with whatever is written next.
     pub(super) fn wiped(&self, disk: &Disk) -> Result<(), DurabilityError> {
         disk.insert(&disk.trees.meta, META_BASE.as_bytes(), &self.record(&self.encode(), false).encode())
+    }
+
+    /// Says durably that headers begin earlier than they did; nothing else of it has changed.
+    pub(super) fn put_from(&self, disk: &Disk) -> Result<(), DurabilityError> {
+        self.wiped(disk)?;
+        disk.make_durable()
     }
 
     /// What is in force, and whether a replaced log is still to be wiped.

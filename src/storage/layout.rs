@@ -9,7 +9,7 @@ use crate::ids::{Digest, LogIndex, Term};
 use crate::limits::{MAX_ENTRY, MAX_HEADER, MAX_STORED_VALUE, SNAPSHOT_CHUNK, TILE};
 
 /// The schema version that this program writes.
-pub(super) const SCHEMA: u16 = 2;
+pub(super) const SCHEMA: u16 = 3;
 
 /// One kind of record.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +21,9 @@ pub(super) struct Shape {
     /// Its value.
     pub(super) value: &'static str,
     /// Whether it can be rebuilt from the log, as far as the log reaches back: then it is written off the commit path and
-    /// repaired at open. What stands for entries below the log's base is kept for ever and checked at open.
+    /// repaired at open. What stands for entries below the log's base is kept for ever and checked at open; of postings that
+    /// are damaged there, the words of headers are rebuilt from headers, while those of pruned bodies (requests, keys of the
+    /// registry) are gone, and whoever searches is told from which entry on they are known.
     pub(super) derived: bool,
 }
 
@@ -53,6 +55,8 @@ pub(super) const PROPOSALS: &str = "proposals";
 pub(super) const SNAPSHOTS: &str = "snapshots";
 /// Entries below the log's base whose bodies are kept for ever.
 pub(super) const KEPT: &str = "kept";
+/// Which entries bear a word that auditors ask for.
+pub(super) const POSTINGS: &str = "postings";
 /// What the log rests on.
 pub(super) const BASES: &str = "bases";
 
@@ -63,6 +67,7 @@ pub(super) const TABLE: &[Shape] = &[
     kept(META, "bls", "BLS secret key, 32 bytes"),
     kept(META, "next bls", "the key that is to replace it, 32 bytes; absent unless a rotation is under way"),
     kept(META, "genesis", "the genesis file, JSON"),
+    kept(META, "retired", "u8 = 1: its member signed that it ended; absent from all others"),
     kept(
         META,
         "base",
@@ -91,6 +96,16 @@ pub(super) const TABLE: &[Shape] = &[
     ),
     derived(TILES, "tile level u8, position u64", "256 hashes of 32 bytes"),
     derived(HEADERS, "first index u64", "64 of (length u16, header)"),
+    derived(
+        POSTINGS,
+        "0 u8, level u8, first index u64",
+        "crc32 u32 of the key and all behind, version u8 = 1, run u64, last index u64, first index with the words of bodies u64, rows u64, crc32 u32 of the rows' checksums",
+    ),
+    derived(
+        POSTINGS,
+        "1 u8, run u64, word 16, first index u64",
+        "crc32 u32 of the key and all behind, up to 8,192 bytes of postings by word and index, packed",
+    ),
     derived(PROPOSALS, "term u64, seq / 256 u64", "1 to 256 of (seq % 256 u8, index u64), ascending"),
 ];
 
@@ -100,6 +115,7 @@ pub(super) const META_DID: &str = "did";
 pub(super) const META_BLS: &str = "bls";
 pub(super) const META_NEXT_BLS: &str = "next bls";
 pub(super) const META_GENESIS: &str = "genesis";
+pub(super) const META_RETIRED: &str = "retired";
 pub(super) const META_BASE: &str = "base";
 pub(super) const HARD_STATE: &str = "state";
 pub(super) const COMMITS: &str = "commits";

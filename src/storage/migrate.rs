@@ -7,9 +7,10 @@
 
 use super::disk::{DATA, Trees};
 use super::error::{Damage, fault};
+use super::failure::{Failure, database};
+use super::generation::Place;
 use super::ground::Ground;
 use super::layout::{META, META_BASE, META_SCHEMA, SCHEMA, read_schema};
-use super::recovery::{Failure, database};
 use super::watermark::{self, Watermark};
 use crate::certificate::{FormatError, Reader, Writer};
 use sha2::{Digest as _, Sha256};
@@ -20,7 +21,7 @@ use std::path::Path;
 const MAGIC: &[u8; 8] = b"ccd-back";
 
 /// One step from a schema version to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Step {
     /// From this version.
     pub from: u16,
@@ -30,12 +31,27 @@ pub struct Step {
     pub what: &'static str,
 }
 
+impl Step {
+    /// The file in the store's directory that holds what this step overwrote, once it is done.
+    #[must_use]
+    pub fn backup(&self) -> String {
+        finished_name(self)
+    }
+}
+
 /// All steps, ascending.
-const STEPS: &[Step] = &[Step {
-    from: 1,
-    to: 2,
-    what: "adds the record of what the log rests on, and room for snapshots and for entries that outlive the log; no record is rewritten",
-}];
+const STEPS: &[Step] = &[
+    Step {
+        from: 1,
+        to: 2,
+        what: "adds the record of what the log rests on, and room for snapshots and for entries that outlive the log; no record is rewritten",
+    },
+    Step {
+        from: 2,
+        to: 3,
+        what: "adds room for the auditors' index, and lets the database move to a fresh directory; no record is rewritten",
+    },
+];
 
 fn unfinished_name(step: &Step) -> String {
     format!("migrating-{}-{}", step.from, step.to)
@@ -52,7 +68,7 @@ pub(super) fn needed(dir: &Path, mark: &Watermark) -> Vec<Step> {
 }
 
 /// Brings a store that is being opened to the present version; returns its watermark.
-pub(super) fn on_open(dir: &Path, db: &sled::Db, mark: Watermark) -> Result<Watermark, Failure> {
+pub(super) fn on_open(dir: &Path, place: &Place, db: &sled::Db, mark: Watermark) -> Result<Watermark, Failure> {
     let mut mark = mark;
     for step in needed(dir, &mark) {
         let wrong = |source| Damage::Record { tree: META, source };
@@ -63,14 +79,21 @@ pub(super) fn on_open(dir: &Path, db: &sled::Db, mark: Watermark) -> Result<Wate
             return Err(Failure::Newer(version));
         }
         tracing::info!(from = step.from, to = step.to, what = step.what, "migrating the store");
-        mark = run(dir, db, &meta, &step, mark)?;
+        mark = run(dir, place, db, &meta, &step, mark)?;
     }
     Ok(mark)
 }
 
-fn run(dir: &Path, db: &sled::Db, meta: &sled::Tree, step: &Step, mark: Watermark) -> Result<Watermark, Failure> {
+fn run(
+    dir: &Path,
+    place: &Place,
+    db: &sled::Db,
+    meta: &sled::Tree,
+    step: &Step,
+    mark: Watermark,
+) -> Result<Watermark, Failure> {
     let handle = File::open(dir)?;
-    let data = File::options().read(true).write(true).open(dir.join(DATA))?;
+    let data = File::options().read(true).write(true).open(place.dir().join(DATA))?;
     if !dir.join(unfinished_name(step)).exists() {
         back_up(dir, &handle, step)?;
     }

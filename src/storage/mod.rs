@@ -7,6 +7,10 @@
 //! - An image of the applied state is taken in chunks ([`Store::stage`], [`Store::put_chunk`], [`Store::complete`]). A log
 //!   may begin after one: because it was installed ([`Write::base`]), or because the log was compacted
 //!   ([`Store::compact`]). Headers, tree hashes, certificates and the bodies of all but proposals and aborts outlive it.
+//! - What the database takes of the disk beyond what it needs is given back by moving to a fresh one ([`Store::rotate`]).
+//! - What lies before an installed snapshot is filled in from the newest entry down, each piece proved when it comes
+//!   ([`Store::missing_history`]).
+//! - Single records that went bad are mended with what other members hold, when what is whole proves it ([`Mending`]).
 //! - What is derived from committed entries goes through [`Store::archive`], off the commit path.
 //!
 //! The policy for failures is one sentence: **a failed write or fsync stops the committer for good, with a message that
@@ -17,18 +21,29 @@
 mod archive;
 mod below;
 mod block;
+mod climb;
 mod committer;
 mod compact;
 mod create;
 mod disk;
+mod doctor;
 mod error;
+mod failure;
+mod generation;
 mod ground;
+mod history;
+mod hold;
 mod kept;
 mod layout;
+mod mend;
 mod migrate;
+mod postings;
 mod read;
 mod recovery;
+mod restore;
+mod rotate;
 mod snapshots;
+mod space;
 mod watermark;
 
 #[cfg(test)]
@@ -39,16 +54,30 @@ mod v1;
 #[path = "../../migrations/v2.rs"]
 mod v2;
 
+#[cfg(test)]
+#[path = "../../migrations/v3.rs"]
+mod v3;
+
 pub use block::BlockError;
 pub use committer::Committer;
-pub use compact::Compacted;
-pub use error::{
-    CommitError, CompactError, CreateError, Damage, DurabilityError, Loss, OpenError, PinError, ReadError,
-    SnapshotError, Stopped,
+pub use compact::{Compacted, Keep};
+pub use doctor::{
+    CopyError, Examination, Examine, ExamineError, FileSize, Finding, Progress, Promised, Repaired, TreeSize, Weight,
 };
+pub use error::{
+    CommitError, CompactError, CreateError, Damage, DurabilityError, FillError, Loss, MendError, OpenError, PinError,
+    ReadError, RotateError, SnapshotError, Stopped,
+};
+pub use history::Missing;
+pub use hold::Hold;
+pub use mend::{Mending, Wound};
 pub use migrate::Step;
+pub use postings::{Found, Lookup, Word, deadline_of, key_of};
 pub use recovery::{Recovered, Report};
+pub use restore::{Filling, RestoreError};
+pub use rotate::{Rotated, Rotation, RotationStep};
 pub use snapshots::{ProvedChunk, SnapshotReader};
+pub use space::{Space, Weighing};
 pub use watermark::WatermarkError;
 
 use crate::certificate::{Entry, Genesis, HeadCertificate, SecretKey};
@@ -61,11 +90,13 @@ use disk::Disk;
 use ground::Ground;
 use snapshots::Snapshots;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Where the store lies within a node's data directory.
 pub const STORE_DIR: &str = "store";
+/// The file in a node's data directory that is there while its store is being filled from a backup.
+pub const RESTORING: &str = "restoring";
 
 /// The open store of one node; cheap to clone. It is closed, and its directory unlocked, when the last clone and the
 /// committer are gone.
@@ -94,6 +125,11 @@ struct Shared {
     /// Held while the ground is changed: by the committer, or by a step of compaction.
     grounding: Mutex<()>,
     snapshots: Snapshots,
+    filling: Mutex<history::Filling>,
+    /// How many entries of the log are those of the cluster that this one succeeds.
+    before: AtomicU64,
+    /// What readers that take long rely on.
+    holds: hold::Holds,
     /// Where the log ends, for the committer; `None` while there is one.
     tail: Mutex<Option<Tail>>,
 }
@@ -114,6 +150,14 @@ impl Store {
         create::create(dir, did, bls)
     }
 
+    /// Moves the store in `dir` to `to`, beside it: durably, whole or not at all, and only while no node has it open.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`], and what the file system refuses.
+    pub fn set_aside(dir: &Path, to: &Path) -> Result<(), OpenError> {
+        create::set_aside(dir, to)
+    }
+
     /// Opens a store, checks all of it and makes durable what it found.
     ///
     /// # Errors
@@ -130,6 +174,24 @@ impl Store {
     /// [`OpenError`].
     pub fn migrate(dir: &Path, dry_run: bool) -> Result<Vec<Step>, OpenError> {
         recovery::migrate(dir, dry_run)
+    }
+
+    /// Looks at everything in the store in `dir`, which no node may have open, and tells all that is wrong with it. The
+    /// store is only read: the database is opened in a private copy, which is removed afterwards.
+    ///
+    /// # Errors
+    /// [`ExamineError`] when it is in use or not there, or the copy cannot be made.
+    pub fn examine(dir: &Path, how: &Examine, progress: &mut dyn FnMut(Progress)) -> Result<Examination, ExamineError> {
+        doctor::examine(dir, how, progress)
+    }
+
+    /// Opens the store in `dir`, as a start does, writes derived records anew where they are missing or wrong, those too
+    /// that a start leaves alone, and closes it.
+    ///
+    /// # Errors
+    /// [`OpenError`]: what derived records follow from must be sound.
+    pub fn repair(dir: &Path) -> Result<Repaired, OpenError> {
+        doctor::repair(dir)
     }
 
     /// Binds this store to a cluster, durably, for ever. Doing so again with the same genesis changes nothing.
@@ -151,6 +213,7 @@ impl Store {
         let disk = &self.shared.disk;
         disk.insert(&disk.trees.meta, layout::META_GENESIS.as_bytes(), json.as_bytes())?;
         disk.make_durable()?;
+        self.shared.before.store(genesis.begins_after(), Ordering::Release);
         Ok(())
     }
 
@@ -178,6 +241,17 @@ impl Store {
         disk.make_durable()
     }
 
+    /// Says durably that this store has ended: no node is to start on it again, because its member signed what it holds
+    /// and another cluster goes on from there. Reading it stays possible.
+    ///
+    /// # Errors
+    /// [`DurabilityError`].
+    pub fn retire(&self) -> Result<(), DurabilityError> {
+        let disk = &self.shared.disk;
+        disk.insert(&disk.trees.meta, layout::META_RETIRED.as_bytes(), &[1])?;
+        disk.make_durable()
+    }
+
     /// Starts the thread that makes writes durable. `completed` is called on that thread, with the sequence number up to
     /// which everything submitted is durable, or once with the error after which nothing more will be.
     ///
@@ -188,8 +262,8 @@ impl Store {
         Committer::start(self.clone(), completed)
     }
 
-    /// Takes committed entries, in order, for tree hashes, headers and the index of proposals. Entries taken before are
-    /// passed over. Off the commit path: what it writes is derived again at open if it is lost.
+    /// Takes committed entries, in order, for tree hashes, headers, the index of proposals and that of auditors ([`Store::lookup`]).
+    /// Entries taken before are passed over. Off the commit path: what it writes is derived again at open if it is lost.
     ///
     /// # Errors
     /// [`ReadError::Gap`] when entries are missing before these, and failures of the disk.
@@ -197,7 +271,7 @@ impl Store {
         read::guarded(|| {
             let mut archive = self.shared.archive();
             for entry in entries.iter().skip_while(|e| e.index().0 <= archive.size()).collect::<Vec<_>>() {
-                archive.take(&self.shared.disk, &entry.header, entry.header.encode())?;
+                archive.take(&self.shared.disk, &entry.header, entry.header.encode(), Some(&entry.body))?;
             }
             Ok(())
         })
@@ -211,7 +285,7 @@ pub(crate) struct Stalled<'a, T>(#[expect(dead_code, reason = "holds")] MutexGua
 #[cfg(test)]
 impl Store {
     /// While held, nothing becomes durable.
-    pub(crate) fn stall_disk(&self) -> Stalled<'_, ()> {
+    pub(crate) fn stall_disk(&self) -> Stalled<'_, impl Sized> {
         Stalled(self.shared.disk.take_turn())
     }
 

@@ -138,6 +138,13 @@ impl Store {
         self.shared.ground().index()
     }
 
+    /// The term of the last entry below the log, if that is its index: its header may lie in a leaf tile that is not here.
+    #[must_use]
+    pub fn base_term(&self, index: LogIndex) -> Option<Term> {
+        let ground = self.shared.ground();
+        (index == ground.index() && index > LogIndex::ZERO).then(|| ground.last_term())
+    }
+
     /// The first entry whose header, tree hashes and certificates are here: 1, or the first one that came with an
     /// installed snapshot, until those before are filled in.
     #[must_use]
@@ -255,6 +262,37 @@ impl Store {
         Ok(self.certificates(index.prev().0, 1)?.pop())
     }
 
+    /// The certificate of the head of exactly this size.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn certificate_at(&self, size: u64) -> Result<Option<Arc<HeadCertificate>>, ReadError> {
+        guarded(|| {
+            let key = number_key(size);
+            let Some(value) = self.shared.disk.trees.certificates.get(key)? else { return Ok(None) };
+            certificate(&key, &value).map(Some).map_err(|source| ReadError::Record { tree: CERTIFICATES, source })
+        })
+    }
+
+    /// Which entries [`Store::certificate_covering`] answers the same for as for entry `index`: the first one, and the size of
+    /// the head.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn covered_alike(&self, index: LogIndex) -> Result<Option<(LogIndex, LogIndex)>, ReadError> {
+        guarded(|| {
+            let size = |row: Option<sled::Result<(sled::IVec, sled::IVec)>>| {
+                let Some(row) = row else { return Ok(None) };
+                let size = layout::read_number_key(&row?.0);
+                size.map(|n| Some(LogIndex(n))).map_err(|source| ReadError::Record { tree: CERTIFICATES, source })
+            };
+            let tree = &self.shared.disk.trees.certificates;
+            let Some(last) = size(tree.range(number_key(index.0)..).next())? else { return Ok(None) };
+            let before = size(tree.range(..number_key(index.0)).next_back())?;
+            Ok(Some((before.unwrap_or_default().next(), last)))
+        })
+    }
+
     /// Certificates of heads larger than `above`, ascending, at most `limit` (and at most [`MAX_PAGE`]).
     ///
     /// # Errors
@@ -293,7 +331,7 @@ impl Store {
     pub fn forget_casts(&self, now_ms: u64) -> Result<u64, ReadError> {
         guarded(|| {
             let mut forgotten = 0;
-            for row in &self.shared.disk.trees.casts {
+            for row in self.shared.disk.trees.casts.iter() {
                 let (key, value) = row?;
                 let cast = read_cast(&key, &value).map_err(|source| ReadError::Record { tree: CASTS, source })?;
                 // Compared and removed at once: an answer given again meanwhile, with a later deadline, stays.

@@ -6,20 +6,22 @@
 //! certificates and the watermark; and last the watermark, raised to what was found.
 
 use super::archive::Archive;
-use super::below::{self, Fault};
+use super::below;
 use super::block::{self, Block};
 use super::committer::{Tail, wipe};
-use super::disk::{BLOBS, CONF, DATA, Disk, LOCK, Trees, open_database};
-use super::error::{Damage, DurabilityError, Loss, OpenError, ReadError, SnapshotError, fault};
+use super::disk::{CONF, DATA, Database, Disk, LOCK, Rows, Tree, Trees, open_database};
+use super::error::{Damage, Loss, OpenError, SnapshotError};
+use super::failure::{Failure, Findings, database, explained};
+use super::generation::Place;
 use super::ground::Ground;
 use super::layout::{
-    self, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BASE, META_BLS, META_DID, META_GENESIS, META_NEXT_BLS,
-    META_SCHEMA, SCHEMA,
+    self, CASTS, CERTIFICATES, COMMITS, HARD, HARD_STATE, META, META_BASE, META_BLS, META_DID, META_GENESIS,
+    META_NEXT_BLS, META_RETIRED, META_SCHEMA, SCHEMA,
 };
-use super::read::{certificate, panic_message};
+use super::read::certificate;
 use super::snapshots::Snapshots;
-use super::watermark::{NEXT, Watermark, WatermarkError};
-use super::{Shared, Step, Store, migrate};
+use super::watermark::{self, NEXT, Watermark, WatermarkError};
+use super::{Shared, Step, Store, mend, migrate};
 use crate::certificate::merkle::{self, Frontier};
 use crate::certificate::{
     Entry, FormatError, Genesis, GenesisError, HeadCertificate, Kind, SecretKey, SnapshotManifest,
@@ -30,8 +32,8 @@ use crate::limits::{LOG_WINDOW_BYTES, LOG_WINDOW_ENTRIES};
 use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -45,6 +47,8 @@ pub struct Recovered {
     pub next_bls: Option<SecretKey>,
     /// The cluster it is bound to, if it is yet.
     pub genesis: Option<Genesis>,
+    /// Whether it has ended ([`Store::retire`]).
+    pub retired: bool,
     /// What the core goes on from.
     pub restored: Restored,
     /// The last index of the log; that of its base when it is empty.
@@ -74,94 +78,15 @@ pub struct Report {
     pub watermark: LogIndex,
     /// Derived records that were missing or wrong and have been written anew.
     pub derived: u64,
+    /// The first entry from which on requests and registry keys can be looked up; 1 unless the node began with a snapshot,
+    /// or bodies were pruned whose part of the index is damaged or was never made.
+    pub searchable: LogIndex,
     /// Unfinished database snapshots that were removed.
     pub torn_snapshots: u64,
 }
 
-/// Why opening failed, before the directory is named.
-pub(super) enum Failure {
-    Io(io::Error),
-    Damage(Damage),
-    Loss(Loss),
-    Newer(u16),
-    InUse,
-    Missing,
-}
-
-impl From<Damage> for Failure {
-    fn from(damage: Damage) -> Self {
-        Self::Damage(damage)
-    }
-}
-
-impl From<Loss> for Failure {
-    fn from(loss: Loss) -> Self {
-        Self::Loss(loss)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// What the operating system refuses (no room, no permission, an unreadable sector) says nothing about what is stored;
-/// what sled cannot make sense of does.
-pub(super) fn database(error: io::Error) -> Failure {
-    if error.raw_os_error().is_some() { Failure::Io(error) } else { Damage::Database(error).into() }
-}
-
-impl From<sled::Error> for Failure {
-    fn from(error: sled::Error) -> Self {
-        database(fault(error))
-    }
-}
-
-impl From<DurabilityError> for Failure {
-    fn from(error: DurabilityError) -> Self {
-        Self::Io(match error {
-            DurabilityError::Write { source }
-            | DurabilityError::Sync { source }
-            | DurabilityError::Watermark { source } => source,
-            DurabilityError::Stopped => io::Error::other(DurabilityError::Stopped),
-        })
-    }
-}
-
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Headers(first, last) => Damage::Headers { first, last }.into(),
-            Fault::Kept(index) => Damage::Kept { index }.into(),
-            Fault::Read(e) => e.into(),
-        }
-    }
-}
-
-impl From<SnapshotError> for Failure {
-    fn from(error: SnapshotError) -> Self {
-        match error {
-            SnapshotError::Read(e) => e.into(),
-            SnapshotError::Durability(e) => e.into(),
-            other => Damage::Database(io::Error::other(other)).into(),
-        }
-    }
-}
-
-impl From<ReadError> for Failure {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Durability(e) => e.into(),
-            ReadError::Io(e) => database(e),
-            ReadError::Record { tree, source } => Damage::Record { tree, source }.into(),
-            other => Damage::Database(io::Error::other(other)).into(),
-        }
-    }
-}
-
 pub(super) fn open(path: &Path) -> Result<(Store, Recovered), OpenError> {
-    explained(path, || open_unguarded(path))
+    explained(path, || open_unguarded(path)).map_err(|error| mend::judge(path, error))
 }
 
 /// Brings a store to the present schema version, or only says what that takes.
@@ -171,72 +96,53 @@ pub(super) fn migrate(path: &Path, dry_run: bool) -> Result<Vec<Step>, OpenError
         let mark = load_mark(path)?;
         let steps = migrate::needed(path, &mark);
         if !dry_run && !steps.is_empty() {
-            tidy(path)?;
-            let db = open_database(path).map_err(database)?;
-            migrate::on_open(path, &db, mark)?;
+            let place = Place::current(path)?;
+            tidy(path, &place, &mut Findings::First)?;
+            let db = open_database(place.dir()).map_err(database)?;
+            migrate::on_open(path, &place, &db, mark)?;
         }
         Ok(steps)
     })
 }
 
-fn load_mark(dir: &Path) -> Result<Watermark, Failure> {
+pub(super) fn load_mark(dir: &Path) -> Result<Watermark, Failure> {
     Watermark::load(dir).map_err(|e| match e {
         WatermarkError::Newer { found } => Failure::Newer(found),
         other => Damage::Watermark(other).into(),
     })
 }
 
-fn explained<T>(path: &Path, step: impl FnOnce() -> Result<T, Failure>) -> Result<T, OpenError> {
-    // sled panics on much of what a bad disk can give it.
-    let result = catch_unwind(AssertUnwindSafe(step))
-        .unwrap_or_else(|p| Err(Damage::Panicked { message: panic_message(p.as_ref()) }.into()));
-    let dir = path.to_owned();
-    result.map_err(|failure| match failure {
-        Failure::Io(source) => OpenError::Io { dir, source },
-        Failure::Damage(damage) => OpenError::Damaged { dir, damage },
-        Failure::Loss(loss) => OpenError::Quarantined { dir, loss },
-        Failure::Newer(found) => OpenError::Newer { dir, found, known: SCHEMA },
-        Failure::InUse => OpenError::InUse { dir },
-        Failure::Missing => OpenError::Missing { dir },
-    })
-}
-
 fn open_unguarded(dir: &Path) -> Result<(Store, Recovered), Failure> {
     let lock = lock(dir)?;
     let mark = load_mark(dir)?;
-    let torn_snapshots = tidy(dir)?;
-    let db = open_database(dir).map_err(database)?;
-    let mark = migrate::on_open(dir, &db, mark)?;
-    let names = db.tree_names();
-    if let Some(missing) = layout::trees().find(|name| !names.iter().any(|n| n == name.as_bytes())) {
-        return Err(Damage::MissingTree(missing).into());
-    }
-    let trees = Trees::open(&db).map_err(database)?;
-    let disk = Disk::new(dir, db, trees, lock)?;
+    let place = Place::current(dir)?;
+    let torn_snapshots = tidy(dir, &place, &mut Findings::First)?;
+    let db = open_database(place.dir()).map_err(database)?;
+    let mark = migrate::on_open(dir, &place, &db, mark)?;
+    let disk = open_trees(dir, &place, db, lock, &mut Findings::First)?;
     let identity = read_identity(&disk)?;
-    let hard = read_hard_state(&disk, &identity, &mark)?;
-    let commits = layout::read_number_key(&record(&disk.trees.hard, HARD, COMMITS)?)
-        .map_err(|source| Damage::Record { tree: HARD, source })?;
-    let missing = Damage::MissingRecord { tree: META, record: META_BASE };
-    let (ground, wiping) = Ground::load(&disk)?.ok_or(missing)?;
+    check_owner(identity.did, &mark)?;
+    let hard = read_hard_state(&disk)?;
+    check_votes(&hard, &mark)?;
+    let commits = read_commits(&disk)?;
+    let (ground, wiping) = load_ground(&disk)?;
     if wiping {
         wipe(&disk, &ground)?;
     }
     ground.tidy(&disk)?;
-    let scan = Scan::of(&disk, &mark, &ground)?;
-    if commits < mark.commits {
-        return Err(Loss::Writes { found: commits, promised: mark.commits }.into());
-    }
+    let scan = Scan::of(&disk, &mark, &ground, &mut Findings::First)?;
+    check_commits(commits, &mark)?;
+    check_casts(&disk, &mut Findings::First)?;
     let snapshots = Snapshots::load(&disk)?;
     let (snapshot, broken) = pick_snapshot(&disk, &snapshots, &ground, LogIndex(scan.frontier.size()))?;
-    if hard.term < scan.last_term {
-        return Err(Damage::TermBehindLog { term: hard.term, last_term: scan.last_term }.into());
-    }
+    check_term(&hard, scan.last_term)?;
     // What was read may have been written by a process that was killed before its fsync. The core will vouch for it as
     // durable, so it is made durable first, and only then the watermark says so.
-    File::open(dir.join(CONF))?.sync_all()?;
+    File::open(place.dir().join(CONF))?.sync_all()?;
     disk.make_durable()?;
     disk.dir_handle.sync_all()?;
+    // Only now: which database is in force is durable, and it holds what it must.
+    place.clear_others(dir, &disk.dir_handle)?;
     let found = Watermark {
         did: identity.did,
         last: LogIndex(scan.frontier.size()),
@@ -294,7 +200,7 @@ const LOCK_LOOK_EVERY: Duration = Duration::from_millis(5);
 pub(super) fn lock(dir: &Path) -> Result<File, Failure> {
     let file = match File::options().read(true).write(true).open(dir.join(LOCK)) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.join(DATA).exists() => {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.join(watermark::FILE).exists() => {
             return Err(Damage::MissingFile(LOCK).into());
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Failure::Missing),
@@ -312,19 +218,22 @@ pub(super) fn lock(dir: &Path) -> Result<File, Failure> {
 }
 
 /// Removes what an interrupted write left, and refuses what sled would paper over or not keep.
-pub(super) fn tidy(dir: &Path) -> Result<u64, Failure> {
+pub(super) fn tidy(dir: &Path, place: &Place, found: &mut Findings) -> Result<u64, Failure> {
     for file in [DATA, CONF] {
         // sled would begin an empty database in their place.
-        if !dir.join(file).is_file() {
-            return Err(Damage::MissingFile(file).into());
+        if !place.dir().join(file).is_file() {
+            found.hear(Damage::MissingFile(file))?;
         }
     }
-    let blobs = dir.join(BLOBS);
-    if blobs.is_dir() && fs::read_dir(&blobs)?.next().is_some() {
-        return Err(Damage::Blobs.into());
+    if place.has_blobs()? {
+        found.hear(Damage::Blobs)?;
+    }
+    match fs::remove_file(dir.join(NEXT)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
     }
     let mut torn = 0;
-    for entry in fs::read_dir(dir)? {
+    for entry in fs::read_dir(place.dir())? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
@@ -332,11 +241,25 @@ pub(super) fn tidy(dir: &Path) -> Result<u64, Failure> {
         if name.starts_with("snap.") && name.ends_with(".generating") {
             fs::remove_file(entry.path())?;
             torn += 1;
-        } else if name == NEXT {
-            fs::remove_file(entry.path())?;
         }
     }
     Ok(torn)
+}
+
+/// The trees of a database that was opened; none of them may have been missing.
+pub(super) fn open_trees(
+    dir: &Path,
+    place: &Place,
+    db: sled::Db,
+    lock: File,
+    found: &mut Findings,
+) -> Result<Disk, Failure> {
+    let names = db.tree_names();
+    for missing in layout::trees().filter(|name| !names.iter().any(|n| n == name.as_bytes())) {
+        found.hear(Damage::MissingTree(missing))?;
+    }
+    let trees = Trees::open(&db).map_err(database)?;
+    Ok(Disk::new(dir, Database::new(place.clone(), db)?, trees, lock)?)
 }
 
 struct Identity {
@@ -344,51 +267,100 @@ struct Identity {
     bls: SecretKey,
     next_bls: Option<SecretKey>,
     genesis: Option<Genesis>,
+    retired: bool,
 }
 
-fn record(tree: &sled::Tree, name: &'static str, record: &'static str) -> Result<sled::IVec, Failure> {
+fn record(tree: &Tree, name: &'static str, record: &'static str) -> Result<sled::IVec, Failure> {
     tree.get(record)?.ok_or_else(|| Damage::MissingRecord { tree: name, record }.into())
 }
 
-fn read_identity(disk: &Disk) -> Result<Identity, Failure> {
-    let meta = &disk.trees.meta;
-    let wrong = |source| Damage::Record { tree: META, source };
-    let schema = layout::read_schema(&record(meta, META, META_SCHEMA)?).map_err(wrong)?;
-    if schema > SCHEMA {
-        return Err(Failure::Newer(schema));
-    }
-    let did = NodeId(layout::read_32(&record(meta, META, META_DID)?, META_DID).map_err(wrong)?);
-    let bls = SecretKey::from_bytes(&record(meta, META, META_BLS)?).map_err(Damage::Key)?;
-    let next_bls = meta.get(META_NEXT_BLS)?.map(|key| SecretKey::from_bytes(&key)).transpose().map_err(Damage::Key)?;
-    let genesis = match meta.get(META_GENESIS)? {
-        None => None,
-        Some(json) => {
-            let text = std::str::from_utf8(&json).map_err(|_| wrong(FormatError::Value { field: META_GENESIS }))?;
-            Some(Genesis::from_json(text).map_err(|e: GenesisError| Damage::Genesis(e))?)
-        }
-    };
-    Ok(Identity { did, bls, next_bls, genesis })
+fn wrong(tree: &'static str) -> impl Fn(FormatError) -> Damage {
+    move |source| Damage::Record { tree, source }
 }
 
-fn read_hard_state(disk: &Disk, identity: &Identity, mark: &Watermark) -> Result<HardState, Failure> {
-    if mark.did != identity.did {
-        return Err(Damage::ForeignWatermark { found: mark.did, expected: identity.did }.into());
-    }
-    let hard = layout::read_hard_state(&record(&disk.trees.hard, HARD, HARD_STATE)?)
-        .map_err(|source| Damage::Record { tree: HARD, source })?;
+fn read_identity(disk: &Disk) -> Result<Identity, Failure> {
+    read_schema(disk)?;
+    let did = read_did(disk)?;
+    let (bls, next_bls) = read_keys(disk)?;
+    let retired = disk.trees.meta.get(META_RETIRED)?.is_some();
+    Ok(Identity { did, bls, next_bls, genesis: read_genesis(disk)?, retired })
+}
+
+/// The version that the database says it has.
+pub(super) fn read_schema(disk: &Disk) -> Result<u16, Failure> {
+    let schema = layout::read_schema(&record(&disk.trees.meta, META, META_SCHEMA)?).map_err(wrong(META))?;
+    if schema > SCHEMA { Err(Failure::Newer(schema)) } else { Ok(schema) }
+}
+
+pub(super) fn read_did(disk: &Disk) -> Result<NodeId, Failure> {
+    let did = record(&disk.trees.meta, META, META_DID)?;
+    Ok(NodeId(layout::read_32(&did, META_DID).map_err(wrong(META))?))
+}
+
+/// The key in force, and the one that is to replace it.
+pub(super) fn read_keys(disk: &Disk) -> Result<(SecretKey, Option<SecretKey>), Failure> {
+    let meta = &disk.trees.meta;
+    let bls = SecretKey::from_bytes(&record(meta, META, META_BLS)?).map_err(Damage::Key)?;
+    let next = meta.get(META_NEXT_BLS)?.map(|key| SecretKey::from_bytes(&key)).transpose().map_err(Damage::Key)?;
+    Ok((bls, next))
+}
+
+pub(super) fn read_genesis(disk: &Disk) -> Result<Option<Genesis>, Failure> {
+    let Some(json) = disk.trees.meta.get(META_GENESIS)? else { return Ok(None) };
+    let text = std::str::from_utf8(&json).map_err(|_| wrong(META)(FormatError::Value { field: META_GENESIS }))?;
+    Ok(Some(Genesis::from_json(text).map_err(|e: GenesisError| Damage::Genesis(e))?))
+}
+
+pub(super) fn check_owner(did: NodeId, mark: &Watermark) -> Result<(), Failure> {
+    if mark.did == did { Ok(()) } else { Err(Damage::ForeignWatermark { found: mark.did, expected: did }.into()) }
+}
+
+pub(super) fn read_hard_state(disk: &Disk) -> Result<HardState, Failure> {
+    Ok(layout::read_hard_state(&record(&disk.trees.hard, HARD, HARD_STATE)?).map_err(wrong(HARD))?)
+}
+
+pub(super) fn check_votes(hard: &HardState, mark: &Watermark) -> Result<(), Failure> {
     let promised = &mark.hard;
     // The store is written before the watermark, so it may know a newer vote, never an older one and never another.
     let forgot_vote = promised.term == hard.term && promised.vote.is_some() && promised.vote != hard.vote;
     if hard.term < promised.term || forgot_vote {
         return Err(Loss::Vote { found: hard.term, promised: promised.term }.into());
     }
-    Ok(hard)
+    Ok(())
+}
+
+/// How many groups were made durable.
+pub(super) fn read_commits(disk: &Disk) -> Result<u64, Failure> {
+    Ok(layout::read_number_key(&record(&disk.trees.hard, HARD, COMMITS)?).map_err(wrong(HARD))?)
+}
+
+pub(super) fn check_commits(commits: u64, mark: &Watermark) -> Result<(), Failure> {
+    if commits < mark.commits { Err(Loss::Writes { found: commits, promised: mark.commits }.into()) } else { Ok(()) }
+}
+
+/// What the log rests on, and whether a replaced log is still to be wiped.
+pub(super) fn load_ground(disk: &Disk) -> Result<(Ground, bool), Failure> {
+    Ground::load(disk)?.ok_or_else(|| Damage::MissingRecord { tree: META, record: META_BASE }.into())
+}
+
+/// Reads every answer to a ballot: one that does not read could be given otherwise when it is asked for again.
+pub(super) fn check_casts(disk: &Disk, found: &mut Findings) -> Result<(), Failure> {
+    for row in disk.trees.casts.iter() {
+        let (key, value) = row?;
+        found.take(layout::read_cast(&key, &value).map_err(wrong(CASTS)))?;
+    }
+    Ok(())
+}
+
+pub(super) fn check_term(hard: &HardState, last_term: Term) -> Result<(), Failure> {
+    if hard.term < last_term { Err(Damage::TermBehindLog { term: hard.term, last_term }.into()) } else { Ok(()) }
 }
 
 /// The one pass over the log.
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     disk: &'a Disk,
     mark: &'a Watermark,
+    found: &'a mut Findings,
     /// The tree over everything read so far.
     frontier: Frontier,
     last_term: Term,
@@ -401,14 +373,16 @@ struct Scan<'a> {
 }
 
 /// What a scan leaves for the store and the core.
-struct Scanned {
-    frontier: Frontier,
-    last_term: Term,
+pub(super) struct Scanned {
+    pub(super) frontier: Frontier,
+    pub(super) last_term: Term,
     last_time: u64,
-    certificate: Option<Arc<HeadCertificate>>,
-    archive: Archive,
+    pub(super) certificate: Option<Arc<HeadCertificate>>,
+    pub(super) archive: Archive,
     window: Window,
-    report: Report,
+    pub(super) report: Report,
+    /// Where the log breaks: nothing behind it could be held against the tree. Never so in a store that is opened.
+    pub(super) broken: Option<LogIndex>,
 }
 
 /// The last entries, and what the core needs to know of those before.
@@ -449,30 +423,38 @@ impl Window {
 }
 
 impl<'a> Scan<'a> {
-    fn of(disk: &'a Disk, mark: &'a Watermark, ground: &Ground) -> Result<Scanned, Failure> {
+    pub(super) fn of(
+        disk: &'a Disk,
+        mark: &'a Watermark,
+        ground: &Ground,
+        found: &'a mut Findings,
+    ) -> Result<Scanned, Failure> {
         let base = ground.index();
         let frontier = ground.edge.frontier();
         if base == mark.last && frontier.root() != mark.root {
-            return Err(Loss::History { index: base }.into());
+            found.hear(Loss::History { index: base })?;
         }
-        let written = below::check_tree(disk, ground)?;
+        let written = below::check_tree(disk, ground, found)?;
         let mut archive = Archive::over(disk, ground.edge.clone(), ground.from)?;
         archive.written += written;
-        let epochs = below::check_kept(disk, ground, &archive)?;
+        archive.postings.load(disk, base)?;
+        let epochs = below::check_kept(disk, ground, &archive, found)?;
         let mut certificates = Certificates::of(disk);
-        if let Some(c) = certificates.pass(base)? {
+        if let Some(c) = certificates.pass(base, found)? {
             let (size, certified) = (c.head.size, c.head.root);
-            if let Some(found) = below::root_of(disk, &archive, &c)?.filter(|found| *found != certified) {
-                return Err(Damage::NotCertified { size, found, certified }.into());
+            let root = found.take(below::root_of(disk, &archive, &c))?.flatten();
+            if let Some(root) = root.filter(|root| *root != certified) {
+                found.hear(Damage::NotCertified { size, found: root, certified })?;
             }
         }
         let newest = match disk.trees.certificates.last()? {
             None => None,
-            Some((key, value)) => Some(Certificates::read(&key, &value)?),
+            Some((key, value)) => found.take(Certificates::read(&key, &value))?,
         };
         let mut scan = Self {
             disk,
             mark,
+            found,
             window: Window {
                 before: frontier.clone(),
                 terms: ground.terms.clone(),
@@ -490,7 +472,10 @@ impl<'a> Scan<'a> {
         // Blocks below are what compaction has not deleted yet.
         for row in disk.trees.log.range(layout::number_key(base.next().0)..) {
             let (key, value) = row?;
-            scan.take_block(&key, &value, &mut certificates)?;
+            let taken = scan.take_block(&key, &value, &mut certificates);
+            if scan.found.take(taken)?.is_none() {
+                return scan.break_off(newest);
+            }
         }
         scan.end(certificates, newest)
     }
@@ -528,34 +513,45 @@ impl<'a> Scan<'a> {
         self.frontier.push(leaf);
         self.report.entries += 1;
         if index == self.mark.last && self.frontier.root() != self.mark.root {
-            return Err(Loss::History { index }.into());
+            self.found.hear(Loss::History { index })?;
         }
-        certificates.compare(&self.frontier)?;
+        certificates.compare(&self.frontier, self.found)?;
         if index.0 <= self.certified {
-            self.archive.take(self.disk, header, header_bytes)?;
+            self.archive.take(self.disk, header, header_bytes, Some(&entry.body))?;
         }
         self.window.push(entry, leaf, bytes, self.certified);
         Ok(())
     }
 
-    fn end(self, mut certificates: Certificates, newest: Option<Arc<HeadCertificate>>) -> Result<Scanned, Failure> {
-        let Self { frontier, last_term, last_time, archive, window, mut report, mark, certified, .. } = self;
-        let found = LogIndex(frontier.size());
-        if found < mark.last {
-            return Err(Loss::Entries { found, promised: mark.last }.into());
+    fn end(self, certificates: Certificates, newest: Option<Arc<HeadCertificate>>) -> Result<Scanned, Failure> {
+        let (found, certified) = (LogIndex(self.frontier.size()), self.certified);
+        if found < self.mark.last {
+            self.found.hear(Loss::Entries { found, promised: self.mark.last })?;
         }
         if found.0 < certified {
-            return Err(Loss::Certified { found, certified: LogIndex(certified) }.into());
+            self.found.hear(Loss::Certified { found, certified: LogIndex(certified) })?;
         }
-        report.certificates = certificates.finish()?;
-        report.derived = archive.written;
-        Ok(Scanned { frontier, last_term, last_time, certificate: newest, archive, window, report })
+        Ok(self.scanned(newest, certificates.finish(), None))
+    }
+
+    /// A block that is not what must follow: an examination goes on elsewhere.
+    fn break_off(self, newest: Option<Arc<HeadCertificate>>) -> Result<Scanned, Failure> {
+        let next = LogIndex(self.frontier.size() + 1);
+        Ok(self.scanned(newest, 0, Some(next)))
+    }
+
+    fn scanned(self, certificate: Option<Arc<HeadCertificate>>, compared: u64, broken: Option<LogIndex>) -> Scanned {
+        let Self { frontier, last_term, last_time, archive, window, mut report, .. } = self;
+        report.certificates = compared;
+        report.derived = archive.written();
+        report.searchable = archive.searchable_from();
+        Scanned { frontier, last_term, last_time, certificate, archive, window, report, broken }
     }
 }
 
 /// All head certificates in the order of their sizes, compared with the tree as it grows.
 struct Certificates {
-    rows: sled::Iter,
+    rows: Rows,
     next: Option<Arc<HeadCertificate>>,
     compared: u64,
 }
@@ -574,43 +570,43 @@ impl Certificates {
         Ok(read)
     }
 
-    fn advance(&mut self) -> Result<(), Failure> {
-        self.next = match self.rows.next() {
-            None => None,
-            Some(row) => {
-                let (key, value) = row?;
-                Some(Self::read(&key, &value)?)
+    fn advance(&mut self, found: &mut Findings) -> Result<(), Failure> {
+        self.next = None;
+        for row in self.rows.by_ref() {
+            let (key, value) = row?;
+            self.next = found.take(Self::read(&key, &value))?;
+            if self.next.is_some() {
+                break;
             }
-        };
+        }
         Ok(())
     }
 
     /// Goes past those of heads below the log; returns the last of them.
-    fn pass(&mut self, base: LogIndex) -> Result<Option<Arc<HeadCertificate>>, Failure> {
-        self.advance()?;
+    fn pass(&mut self, base: LogIndex, found: &mut Findings) -> Result<Option<Arc<HeadCertificate>>, Failure> {
+        self.advance(found)?;
         let mut last = None;
         while let Some(c) = self.next.take_if(|c| c.head.size <= base.0) {
             last = Some(c);
             self.compared += 1;
-            self.advance()?;
+            self.advance(found)?;
         }
         Ok(last)
     }
 
-    fn compare(&mut self, tree: &Frontier) -> Result<(), Failure> {
+    fn compare(&mut self, tree: &Frontier, found: &mut Findings) -> Result<(), Failure> {
         let Some(c) = self.next.as_ref().filter(|c| c.head.size == tree.size()) else { return Ok(()) };
-        let (size, found, certified) = (c.head.size, tree.root(), c.head.root);
-        if found != certified {
-            return Err(Damage::NotCertified { size, found, certified }.into());
+        let (size, root, certified) = (c.head.size, tree.root(), c.head.root);
+        if root != certified {
+            found.hear(Damage::NotCertified { size, found: root, certified })?;
         }
         self.compared += 1;
-        self.advance()
+        self.advance(found)
     }
 
-    /// How many there were. Called when the log reaches the newest: none is left.
-    fn finish(&mut self) -> Result<u64, Failure> {
-        debug_assert!(self.next.is_none());
-        Ok(self.compared)
+    /// How many there were.
+    fn finish(&self) -> u64 {
+        self.compared
     }
 }
 
@@ -623,7 +619,7 @@ fn finish(
     images: Images,
     torn_snapshots: u64,
 ) -> (Store, Recovered) {
-    let Scanned { frontier, last_term, last_time, certificate, archive, window, mut report } = scan;
+    let Scanned { frontier, last_term, last_time, certificate, archive, window, mut report, .. } = scan;
     report.torn_snapshots = torn_snapshots;
     report.broken_snapshots = images.broken;
     let base = ground.index();
@@ -661,10 +657,13 @@ fn finish(
         ground: RwLock::new(Arc::new(ground)),
         grounding: Mutex::new(()),
         snapshots: images.snapshots,
+        filling: Mutex::default(),
+        before: AtomicU64::new(identity.genesis.as_ref().map_or(0, Genesis::begins_after)),
+        holds: Default::default(),
         tail: Mutex::new(Some(tail)),
     };
-    let Identity { did, bls, next_bls, genesis } = identity;
+    let Identity { did, bls, next_bls, genesis, retired } = identity;
     let snapshot = images.snapshot;
-    let recovered = Recovered { did, bls, next_bls, genesis, restored, last_index: last, snapshot, report };
+    let recovered = Recovered { did, bls, next_bls, genesis, retired, restored, last_index: last, snapshot, report };
     (Store { shared: Arc::new(shared) }, recovered)
 }

@@ -82,6 +82,13 @@ impl Snapshots {
         complete.map(|(_, (manifest, _))| manifest.clone()).collect()
     }
 
+    /// Complete images from `base` on, oldest first.
+    pub(super) fn usable(&self, base: LogIndex) -> Vec<SnapshotManifest> {
+        let mut all = self.complete(base, LogIndex(u64::MAX));
+        all.reverse();
+        all
+    }
+
     /// The complete image at `index`, which is not dropped until [`Self::unpin`].
     pub(super) fn pin(&self, index: LogIndex) -> Option<SnapshotManifest> {
         let mut catalog = self.catalog();
@@ -345,7 +352,8 @@ impl Store {
     }
 
     /// Drops images with an index below `index`, complete or not, in small durable steps. The newest complete one that
-    /// this node could start from stays whatever its index, and so does one that is about to be installed. Returns how
+    /// this node could start from stays whatever its index, and so do one that is about to be installed and those that a
+    /// [`super::Hold`] names. Returns how
     /// many were dropped.
     ///
     /// # Errors
@@ -356,12 +364,14 @@ impl Store {
             let _turn = snapshots.staging();
             let (base, last) = (self.base(), self.last_index().max(self.base()));
             let below: Vec<SnapshotManifest> = {
+                let holds = self.shared.holds.lock();
+                let held = |at: &LogIndex| holds.values().any(|(_, images)| images.contains(at));
                 let mut catalog = snapshots.catalog();
                 let usable = catalog.images.range(base..=last).rev();
                 let newest = usable.into_iter().find(|(_, (_, complete))| *complete).map(|(index, _)| *index);
                 let pinned = catalog.pinned;
                 let doomed = catalog.images.range_mut(..index);
-                let doomed = doomed.filter(|(at, _)| Some(**at) != newest && Some(**at) != pinned);
+                let doomed = doomed.filter(|(at, _)| Some(**at) != newest && Some(**at) != pinned && !held(at));
                 // From here on nobody begins to rely on it.
                 doomed
                     .map(|(_, (manifest, complete))| {

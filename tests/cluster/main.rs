@@ -3,8 +3,10 @@
 
 mod ballots;
 mod failover;
+mod history;
 mod lifecycle;
 mod members;
+mod mending;
 #[path = "../support/ports.rs"]
 mod ports;
 mod proposals;

@@ -4,7 +4,7 @@ use crate::support::{Cluster, certify, set_config, until, within};
 use concordat::api::{MarkError, MemberOp, Propose, StreamError};
 use concordat::certificate::merkle::leaf_hash;
 use concordat::certificate::{Kind, Policy, SnapshotManifest};
-use concordat::config::Snapshots;
+use concordat::config::{Keep, Snapshots};
 use concordat::ids::{Digest, Epoch, LogIndex, Term};
 use concordat::limits::TILE;
 use concordat::node::{Ended, Handle, QueryError};
@@ -12,11 +12,13 @@ use concordat::registry::State;
 use concordat::storage::{STORE_DIR, Store};
 use futures::StreamExt as _;
 use futures::future::join_all;
+use std::panic::catch_unwind;
+use std::path::Path;
 
 const AUTO: [Policy; 3] = [Policy::Auto; 3];
 
 /// Nothing that a snapshot stands for stays, and marks come when asked for.
-async fn cluster() -> Cluster {
+pub(crate) async fn cluster() -> Cluster {
     let mut cluster = Cluster::prepare(&AUTO);
     cluster.config.snapshots = Snapshots { every: None, retain: 0, ..Snapshots::default() };
     for n in 0..3 {
@@ -26,7 +28,7 @@ async fn cluster() -> Cluster {
     cluster
 }
 
-async fn fill(node: &Handle, name: &str, count: usize) {
+pub(crate) async fn fill(node: &Handle, name: &str, count: usize) {
     let numbers: Vec<usize> = (0..count).collect();
     for some in numbers.chunks(50) {
         let value = "x".repeat(3_000);
@@ -35,7 +37,7 @@ async fn fill(node: &Handle, name: &str, count: usize) {
 }
 
 /// Has a mark appended, and waits until every running node has let go of what it stands for.
-async fn prune(cluster: &Cluster) -> LogIndex {
+pub(crate) async fn prune(cluster: &Cluster) -> LogIndex {
     let index = until("a mark is appended", || async {
         let leader = cluster.node(cluster.leader().await);
         match leader.mark_snapshot().await {
@@ -58,8 +60,19 @@ async fn prune(cluster: &Cluster) -> LogIndex {
     index
 }
 
+/// The first block of the log of a store that is in use, in a copy as a crash would leave it; `None` when it does not open.
+fn first_block(store: &Path) -> Option<LogIndex> {
+    let copy = tempfile::tempdir().expect("a directory");
+    for file in ["db", "conf"] {
+        std::fs::copy(store.join(file), copy.path().join(file)).expect("a copy");
+    }
+    let db = catch_unwind(|| sled::Config::new().path(copy.path()).segment_size(8 << 20).open().ok()).ok()??;
+    let (key, _) = db.open_tree("log").ok()?.first().ok()??;
+    Some(LogIndex(u64::from_be_bytes(key.as_ref().try_into().ok()?)))
+}
+
 /// Every entry from `from` on is proved by a receipt, with its payload or without.
-fn proved(cluster: &Cluster, node: &Handle, from: u64) {
+pub(crate) fn proved(cluster: &Cluster, node: &Handle, from: u64) {
     for index in from..=node.status().certified_index.0 {
         let receipt = node.receipt(LogIndex(index)).unwrap_or_else(|e| panic!("receipt {index}: {e}"));
         receipt.verify(&cluster.genesis).unwrap_or_else(|e| panic!("entry {index}: {e}"));
@@ -120,11 +133,13 @@ async fn a_member_that_was_away_while_entries_were_pruned_installs_the_snapshot(
     cluster.settled().await;
     let node = cluster.node(away);
     until("it begins after the snapshot", || async { (node.status().first_index == index.next()).then_some(()) }).await;
+    // What its log held before goes by itself, not when entries are next pruned.
+    let store = cluster.data(away).join(STORE_DIR);
+    until("the log that was replaced is gone", || async { (first_block(&store)? > index).then_some(()) }).await;
     same_states(&cluster);
-    proved(&cluster, node, index.0 + 1);
-    // What lies before is elsewhere, and it says so.
     assert!(index.0 > TILE, "enough for a whole tile");
-    assert!(matches!(node.receipt(LogIndex(1)), Err(QueryError::NotHere { .. })));
+    until("what lies before is filled in", || async { node.status().history_complete.then_some(()) }).await;
+    proved(&cluster, node, 1);
     let missing = node.commits(LogIndex(1)).next().await;
     assert!(matches!(missing, Some(Err(StreamError::Pruned { .. }))), "{missing:?}");
     fill(cluster.node(away), "after", 5).await;
@@ -133,7 +148,7 @@ async fn a_member_that_was_away_while_entries_were_pruned_installs_the_snapshot(
     cluster.start_node(away).await;
     cluster.settled().await;
     same_states(&cluster);
-    proved(&cluster, cluster.node(away), index.0 + 1);
+    proved(&cluster, cluster.node(away), 1);
     // It counts like anyone: with one of the others gone, its disk and its signature are needed.
     cluster.stop_node(other).await;
     fill(cluster.node(away), "counted", 3).await;
@@ -219,5 +234,48 @@ async fn a_member_whose_image_at_a_mark_is_another_than_the_quorums_halts_and_th
     })
     .await;
     fill(cluster.node((diverged + 1) % 3), "after", 3).await;
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lowest_bound_of_retention_counts() {
+    let mut cluster = Cluster::prepare(&[Policy::Auto]);
+    let keep = Keep { bytes: Some(200_000), age_ms: None };
+    cluster.config.snapshots = Snapshots { every: None, retain: 0, keep, ..Snapshots::default() };
+    cluster.start_node(0).await;
+    cluster.leader().await;
+    let node = cluster.node(0);
+    fill(node, "before", 200).await;
+    let index = node.mark_snapshot().await.expect("a mark").index;
+    let first = until("some go", || async { Some(node.status().first_index).filter(|f| *f > LogIndex(1)) }).await;
+    let kept = node.entries(first, 1000).expect("a page").entries;
+    let bytes: usize = kept.iter().filter_map(|e| e.payload.as_ref()).map(|p| p.to_string().len()).sum();
+    assert!(bytes > 150_000 && first < index, "{bytes} bytes from {first} on, snapshot at {index}");
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_mostly_dead_moves_to_a_fresh_one_by_itself() {
+    let mut cluster = Cluster::prepare(&[Policy::Auto]);
+    cluster.config.snapshots = Snapshots { every: None, retain: 0, ..Snapshots::default() };
+    cluster.config.snapshots.rotation.bytes_per_s = u64::MAX;
+    cluster.start_node(0).await;
+    cluster.leader().await;
+    let node = cluster.node(0);
+    // The same few keys again and again: the state stays small.
+    let value = "x".repeat(60_000);
+    for _ in 0..70 {
+        join_all((0..20).map(|i| certify(node, Propose::new(set_config(&format!("key-{i}"), &value))))).await;
+    }
+    let before = node.status().database;
+    assert!(before.bytes > 64 << 20 && before.last.is_none(), "{before:?}");
+    node.mark_snapshot().await.expect("a mark");
+    let last = until("it moves", || async { node.status().database.last }).await;
+    assert!(last.bytes_after < last.bytes_before / 2, "{last:?}");
+    proved(&cluster, node, 1);
+    cluster.stop_node(0).await;
+    cluster.start_node(0).await;
+    cluster.settled().await;
+    proved(&cluster, cluster.node(0), 1);
     cluster.close().await;
 }

@@ -89,8 +89,8 @@ impl History {
                     h.acknowledged = h.steps.iter().position(|s| s.seq == seq).expect("a step answered was noted") + 1;
                 }
                 "O" => h.reopened(words[0].parse().unwrap(), Digest::from_str(words[1]).unwrap(), words[2], words[3]),
-                // A failure and a refusal: nothing was acknowledged.
-                "E" | "X" => {}
+                // A failure and a refusal: nothing was acknowledged. And how a rotation ended, which changes nothing.
+                "E" | "X" | "R" => {}
                 _ => panic!("a note: {line:?}"),
             }
         }

@@ -34,6 +34,7 @@ fn recorded_process() {
         abort: number("CRASH_ABORT") == Some(1),
         single: number("CRASH_SINGLE") == Some(1),
         compact: number("CRASH_COMPACT") == Some(1),
+        once: number("CRASH_ONCE") == Some(1),
     });
 }
 
@@ -60,17 +61,23 @@ impl Recording {
     }
 
     fn ended(&self, settings: &[(&str, &str)]) -> ExitStatus {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "recorded_process", "--test-threads=1"]);
+        let mut command = self.writer(&[]);
         command.env("LD_PRELOAD", &self.library).env("RECORD_DIR", self.dir());
-        command.env("RECORD_LOG", self.temp.path().join("log")).env("CRASH_DIR", self.dir());
-        command.envs(settings.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env("RECORD_LOG", self.temp.path().join("log")).envs(settings.iter().copied());
         command.status().unwrap()
     }
 
     /// Leaves the directory where it is, to be looked at.
     fn keep(self) -> PathBuf {
         self.temp.keep()
+    }
+
+    /// The writer, as yet without a record.
+    fn writer(&self, settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "recorded_process", "--test-threads=1"]).env("CRASH_DIR", self.dir());
+        command.envs(settings.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
     }
 
     fn ops(&self) -> Vec<Op> {
@@ -118,8 +125,35 @@ fn nothing_acknowledged_is_lost_when_the_power_fails() {
 }
 
 #[test]
-fn nothing_is_lost_when_the_power_fails_amid_snapshots_installs_and_compaction() {
+fn nothing_is_lost_when_the_power_fails_amid_snapshots_installs_compaction_and_rotation() {
     power_failures(60, &[("CRASH_COMPACT", "1")]);
+}
+
+/// The processes are killed wherever they are when they have given some number of answers.
+#[test]
+fn nothing_is_lost_when_processes_are_killed_amid_snapshots_installs_compaction_and_rotation() {
+    let kills = number("CRASH_KILLS").unwrap_or(8);
+    let seed = number("CRASH_SEED").unwrap_or(1);
+    let mut dice = Dice(seed);
+    let recording = Recording::new();
+    let mut rotations = 0;
+    for kill in 0..kills {
+        let before = fs::read(recording.dir().join("notes")).unwrap_or_default().len();
+        let (seed, lines) = ((seed * 1_000 + kill).to_string(), 4 + dice.below(120));
+        let settings = [("CRASH_SEED", &*seed), ("CRASH_STEPS", "1000000"), ("CRASH_COMPACT", "1")];
+        let mut child = recording.writer(&settings).spawn().unwrap();
+        let told = || fs::read(recording.dir().join("notes")).unwrap_or_default().split_off(before);
+        while told().iter().filter(|b| **b == b'\n').count() < lines {
+            assert!(child.try_wait().unwrap().is_none(), "it ends by itself: {}", recording.notes());
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        rotations += String::from_utf8(told()).unwrap().matches("R done").count();
+        let history = History::read(&recording.notes());
+        history.judge(&recording.dir().join("store")).unwrap_or_else(|what| panic!("kill {kill}: {what}"));
+    }
+    println!("{kills} kills, {rotations} rotations");
 }
 
 fn power_failures(states: u64, settings: &[(&str, &str)]) {
@@ -241,6 +275,80 @@ fn what_a_killed_process_left_unsynced_is_made_durable_before_it_is_vouched_for(
 fn fdatasyncs_after_failure(ops: &[Op]) -> usize {
     let failed = ops.iter().position(|op| op.kind == "F").expect("an fdatasync failed");
     ops[failed..].iter().filter(|op| op.path == "store/db" && op.kind == "SB" && op.second == "data").count()
+}
+
+/// A rotation that fails is given up, and nothing else comes of it.
+fn goes_on_without_rotation(settings: &[(&str, &str)], says: &str) {
+    let recording = Recording::new();
+    let common = [("CRASH_SEED", "12"), ("CRASH_STEPS", "150"), ("CRASH_COMPACT", "1"), ("FAIL_IN", "database-")];
+    assert!(recording.run(&[&common, settings].concat()));
+    let told = recording.notes();
+    assert!(told.lines().any(|l| l.starts_with('R')), "{told}");
+    for line in told.lines().filter(|l| l.starts_with('R')) {
+        assert!(line.contains(says) && line.contains("the old one stays in force"), "{line}");
+    }
+    assert!(!told.lines().any(|l| l.starts_with('E') || l.starts_with('X')), "{told}");
+    let left = fs::read_dir(recording.dir().join("store")).unwrap().map(|e| e.unwrap().file_name());
+    let left: Vec<_> = left.filter(|n| n.to_string_lossy().starts_with("database-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    opens_with_all_that_was_acknowledged(&recording);
+}
+
+#[test]
+fn a_disk_too_small_for_a_fresh_database_stops_nothing_but_the_rotation() {
+    goes_on_without_rotation(&[("FULL_AFTER", "100000")], "free disk space");
+}
+
+#[test]
+fn a_failed_fsync_of_a_fresh_database_stops_nothing_but_the_rotation() {
+    goes_on_without_rotation(&[("FAIL_SYNC_FROM", "7")], "check the disk");
+}
+
+#[test]
+fn a_store_of_which_nobody_knows_which_database_is_in_force_takes_no_more_writes() {
+    let recording = Recording::new();
+    recording.run(&[
+        ("CRASH_SEED", "12"),
+        ("CRASH_STEPS", "400"),
+        ("CRASH_COMPACT", "1"),
+        ("FAIL_AFTER_RENAME", "current"),
+    ]);
+    let told = recording.notes();
+    let after: Vec<&str> = told.lines().skip_while(|l| !l.starts_with('R')).collect();
+    assert!(after[0].contains("fsync failed") && after[0].contains("remount"), "{after:?}");
+    assert!(!after.iter().any(|l| l.starts_with('A')), "{after:?}");
+    let moved = recording.ops().iter().any(|op| op.kind == "RM" && op.path == "store/db");
+    assert!(!moved, "neither database is removed");
+    opens_with_all_that_was_acknowledged(&recording);
+}
+
+/// Blocks in the log of a closed store, and what it begins after.
+fn blocks_and_base(dir: &Path) -> (usize, u64) {
+    let db = model::raw(dir);
+    let base = db.open_tree("meta").unwrap().get("base").unwrap().unwrap();
+    (db.open_tree("log").unwrap().len(), u64::from_be_bytes(base[1..9].try_into().unwrap()))
+}
+
+#[test]
+fn a_base_rises_only_over_what_is_durable_and_blocks_go_only_below_a_durable_base() {
+    let calm = Recording::new();
+    calm.run(&[("CRASH_ONCE", "1"), ("CRASH_SEED", "1"), ("CRASH_STEPS", "1")]);
+    let ops = calm.ops();
+    let begin = ops.iter().position(|op| op.data == b"B\n").unwrap();
+    let data_sync = |op: &&Op| op.path == "store/db" && op.kind == "SB" && op.second == "data";
+    let before = ops[..begin].iter().filter(data_sync).count();
+    let all = writer::once().len() / 10;
+    let after = |failing: usize| {
+        let recording = Recording::new();
+        let failing = (before + failing).to_string();
+        recording.run(&[("CRASH_ONCE", "1"), ("CRASH_SEED", "1"), ("CRASH_STEPS", "1"), ("FAIL_SYNC_FROM", &failing)]);
+        assert!(recording.notes().ends_with("B\nE\n"), "{}", recording.notes());
+        blocks_and_base(&recording.dir().join("store"))
+    };
+    // Each fsync of a compaction fails in its turn, and nothing is undone: what the database holds is how far it came.
+    assert_eq!(after(1), (all, 0), "what headers, hashes and kept bodies stand for was not durable yet");
+    assert_eq!(after(2), (all, 500), "the base was not durable yet");
+    assert_eq!(after(3), (all - 50, 500), "and only then blocks went");
 }
 
 fn opens_with_all_that_was_acknowledged(recording: &Recording) {

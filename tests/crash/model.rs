@@ -223,6 +223,13 @@ pub(crate) fn take(store: &Store, (manifest, chunks): &(SnapshotManifest, Vec<Ve
     store.complete(manifest).expect("complete");
 }
 
+/// The database of a store that is closed. The threads of one that was dropped hold its lock for a moment.
+pub(crate) fn raw(dir: &Path) -> sled::Db {
+    let open = || sled::Config::new().path(dir).segment_size(8 << 20).open();
+    let opened = (0..10_000_000).find_map(|_| open().inspect_err(|_| std::thread::yield_now()).ok());
+    opened.expect("its lock is let go")
+}
+
 /// Copies a directory as it is.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();

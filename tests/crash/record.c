@@ -12,6 +12,8 @@
 // it); with $SHUTDOWN=1 the ext4 file system of $RECORD_DIR is shut down first without writing its journal, as by a
 // power failure.
 // $FULL_AFTER=n: once n bytes have been written to files named "db", every further write fails with ENOSPC.
+// $FAIL_IN=text: the two above concern files whose path contains the text, and no others.
+// $FAIL_AFTER_RENAME=name: once a file was renamed to this name, every fsync of a directory fails with EIO.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -37,6 +39,8 @@ static long syncs, fail_sync_from = -1;
 static long long written, full_after = -1;
 static long calls, kill_at = -1;
 static int shut_down;
+static const char *fail_in, *fail_after_rename;
+static int renamed;
 
 #define REAL(f) static __typeof__(f) *real_##f; if (!real_##f) real_##f = dlsym(RTLD_NEXT, #f)
 #define LOCK pthread_mutex_lock(&turn)
@@ -51,6 +55,8 @@ __attribute__((constructor)) static void begin(void) {
   if ((number = getenv("KILL_AT"))) kill_at = atol(number);
   shut_down = getenv("SHUTDOWN") != 0;
   if ((number = getenv("FULL_AFTER"))) full_after = atoll(number);
+  fail_in = getenv("FAIL_IN");
+  fail_after_rename = getenv("FAIL_AFTER_RENAME");
   int (*real_open)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
   log_fd = real_open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 }
@@ -75,10 +81,13 @@ static int below_fd(int fd, char *out) {
   return below(path, out);
 }
 
-static int is_data(const char *path) {
+static int is_named(const char *path, const char *wanted) {
   const char *name = strrchr(path, '/');
-  return !strcmp(name ? name + 1 : path, "db");
+  return !strcmp(name ? name + 1 : path, wanted);
 }
+
+// A data file that may fail.
+static int is_data(const char *path) { return is_named(path, "db") && (!fail_in || strstr(path, fail_in)); }
 
 static void record(const char *op, const char *path, const char *second, long long offset, const void *data, size_t n) {
   char head[PATH_MAX * 2 + 64];
@@ -136,6 +145,8 @@ static int synced(int fd, int (*real)(int), int data_only) {
   LOCK;
   record("SB", path, data_only ? "data" : "", fd, 0, 0);
   int fail = data_only && fail_sync_from >= 0 && is_data(path) && ++syncs >= fail_sync_from;
+  struct stat st;
+  if (renamed && !fstat(fd, &st) && S_ISDIR(st.st_mode)) fail = 1;
   UNLOCK;
   int r = fail ? -1 : real(fd);
   int error = fail ? EIO : errno;
@@ -167,6 +178,7 @@ int rename(const char *from, const char *to) {
   LOCK;
   int r = real_rename(from, to);
   if (!r) record("MV", a, b, 0, 0, 0);
+  if (!r && fail_after_rename && is_named(b, fail_after_rename)) renamed = 1;
   UNLOCK;
   return r;
 }

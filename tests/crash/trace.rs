@@ -164,12 +164,17 @@ pub(crate) fn crash(ops: &[Op], names: Names, unsynced: Unsynced, dice: &mut Dic
     let history = History::of(ops);
     let (files, dirs) = surviving_names(&history, ops.len(), names, unsynced, dice);
     fs::create_dir_all(target).unwrap();
-    for dir in dirs {
+    // What lies in a directory whose own name did not survive is gone.
+    let there = |name: &str| {
+        std::iter::successors(Some(parent(name)), |d| Some(parent(d)))
+            .take_while(|d| !d.is_empty())
+            .all(|d| dirs.contains(d))
+    };
+    for dir in dirs.iter().filter(|dir| there(dir)) {
         fs::create_dir_all(target.join(dir)).unwrap();
     }
-    for (name, inode) in files {
+    for (name, inode) in files.into_iter().filter(|(name, _)| there(name)) {
         let path: PathBuf = target.join(&name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, surviving_bytes(&history.inodes[inode], ops, unsynced, dice)).unwrap();
     }
 }

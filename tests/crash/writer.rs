@@ -1,15 +1,17 @@
 //! The process that is recorded: it writes to a store, and notes what it does and what was answered.
 
 use crate::history::{History, Step};
-use crate::model::{DID, Dice, image, key, take, tree};
+use crate::model::{DID, Dice, Driver, append, certificate, entries, image, key, take, tree, vote};
 use concordat::certificate::Entry;
+use concordat::core::Write;
 use concordat::ids::LogIndex;
-use concordat::storage::Store;
+use concordat::storage::{Rotation, RotationStep, Store};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 /// What the parent asks for, by environment variables.
 pub(crate) struct Task {
@@ -20,8 +22,10 @@ pub(crate) struct Task {
     pub(crate) abort: bool,
     /// Wait for each answer, so that every step is a group of its own.
     pub(crate) single: bool,
-    /// Take snapshots, compact the log below them, and begin it anew after some.
+    /// Take snapshots, compact the log below them, begin it anew after some, and move to a fresh database.
     pub(crate) compact: bool,
+    /// Nothing of all that: fill a store, note it, and compact its log.
+    pub(crate) once: bool,
 }
 
 /// Notes survive the simulated power loss: they are read from the recording, not from the disk.
@@ -30,6 +34,9 @@ fn note(mut notes: &File, line: &str) {
 }
 
 pub(crate) fn run(task: &Task) {
+    if task.once {
+        return compact_once(task);
+    }
     let dir = task.dir.join("store");
     let notes = Arc::new(OpenOptions::new().append(true).create(true).open(task.dir.join("notes")).unwrap());
     if !dir.exists() {
@@ -63,7 +70,11 @@ pub(crate) fn run(task: &Task) {
         tell.send(answer.is_ok()).unwrap_or_default();
     });
     let mut waiting = 0;
+    let mut rotation = None;
     for _ in 0..task.steps {
+        if task.compact {
+            rotate(&store, &mut rotation, &mut writer.dice, &notes);
+        }
         let step = writer.next(&log);
         note(&notes, &step.note());
         let write = step.write(&mut log);
@@ -90,6 +101,43 @@ pub(crate) fn run(task: &Task) {
         std::process::abort();
     }
     committer.close();
+}
+
+/// Begins to move to a fresh database now and then, and takes some steps of it.
+fn rotate(store: &Store, rotation: &mut Option<Rotation>, dice: &mut Dice, notes: &File) {
+    if rotation.is_none() && dice.below(8) == 0 {
+        *rotation = store.rotate().inspect_err(|e| note(notes, &format!("R {e}\n"))).ok();
+    }
+    for _ in 0..dice.below(12) {
+        let Some(under_way) = rotation else { return };
+        match under_way.step(|| Duration::ZERO) {
+            Ok(RotationStep::Done(_)) => note(notes, "R done\n"),
+            Ok(_) => continue,
+            Err(e) => note(notes, &format!("R {e}\n")),
+        }
+        *rotation = None;
+    }
+}
+
+/// What `compact_once` fills its store with: blocks of ten.
+pub(crate) fn once() -> Vec<Arc<Entry>> {
+    entries(1, 600, 1, 0, 100)
+}
+
+fn compact_once(task: &Task) {
+    let log = once();
+    let notes = OpenOptions::new().append(true).create(true).open(task.dir.join("notes")).unwrap();
+    let mut driver = Driver::create(&task.dir.join("store"));
+    driver.write(Write { hard: Some(vote(1, 1)), ..append(log[..10].to_vec()) }).unwrap();
+    log[10..].chunks(10).for_each(|block| driver.write(append(block.to_vec())).unwrap());
+    driver.write(Write { certificate: Some(certificate(&log)), ..Write::default() }).unwrap();
+    driver.store.archive(&log).unwrap();
+    take(&driver.store, &image(&log, 1000));
+    note(&notes, "B\n");
+    let done = driver.store.compact(LogIndex(500));
+    note(&notes, if done.is_ok() { "D\n" } else { "E\n" });
+    // As it is: closing would write more.
+    std::process::abort();
 }
 
 fn archive(store: &Store, certified: &[Arc<Entry>]) {

@@ -5,6 +5,7 @@ mod operations;
 mod ports;
 mod proposals;
 mod queries;
+mod search;
 mod served;
 mod streams;
 #[path = "../cluster/support.rs"]

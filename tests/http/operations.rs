@@ -1,6 +1,8 @@
 //! What operators and their tools read.
 
 use crate::served::{Served, error, send};
+use crate::support::set_config;
+use concordat::api::Propose;
 use concordat::certificate::Policy;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -58,4 +60,33 @@ async fn the_openapi_document_names_the_methods_that_are_served() {
     let (status, _) = error(served.request(Method::TRACE, "/v1/status")).await;
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
     served.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_space_is_given_back_when_it_is_asked_for() {
+    let mut served = Served::start(&[Policy::Auto]).await;
+    let client = served.client();
+    let index = client.propose_with(Propose::new(set_config("k", "v"))).await.unwrap().index.unwrap();
+    let before = client.status().await.unwrap().database;
+    assert!(before.bytes > 0 && before.last.is_none(), "{before:?}");
+    let done = client.compact().await.unwrap();
+    assert!(done.bytes_before > 0 && done.bytes_after > 0 && done.records > 0, "{done:?}");
+    assert_eq!(client.status().await.unwrap().database.last, Some(done));
+    let metrics = send(served.get("/metrics")).await.text().await.unwrap();
+    assert!(metrics.contains("concordat_database_rotations_total{outcome=\"done\"} 1"), "{metrics}");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_concordat"));
+    let told = command.args(["compact", "--node", &served.url(0, "")]).output().unwrap();
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(
+        told.status.success() && text.starts_with("the database took ") && text.contains("held up for"),
+        "{told:?}"
+    );
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_concordat"))
+        .args(["status", "--node", &served.url(0, "")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains("database   ") && text.contains(", last moved from "), "{text}");
+    assert!(client.receipt(index).await.is_ok());
+    served.stop(0).await;
 }

@@ -72,8 +72,8 @@ async fn a_node_with_all_the_proposals_it_takes_answers_429_until_one_is_decided
     assert_eq!(send(post(1)).await.status(), StatusCode::ACCEPTED, "what is pending already takes no more room");
 
     let client = served.client();
-    let open = client.ballots().await.unwrap();
-    assert_eq!(open.len(), 2);
+    let both = || async { Some(client.ballots().await.unwrap()).filter(|open| open.len() == 2) };
+    let open = until("both are up for the vote", both).await;
     client.cast_vote(open[0].id, true).await.unwrap();
     let room = || async { Some(send(post(3)).await.status()).filter(|s| *s != StatusCode::TOO_MANY_REQUESTS) };
     assert_eq!(until("there is room again", room).await, StatusCode::ACCEPTED);

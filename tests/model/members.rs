@@ -51,5 +51,5 @@ pub(crate) fn table(voters: &[usize], learners: &[usize]) -> MemberTable {
 
 /// The genesis of these voters and learners, under the majority rule.
 pub(crate) fn genesis(voters: &[usize], learners: &[usize]) -> Genesis {
-    Genesis { name: "modelled".into(), rule: QuorumRule::Majority, table: table(voters, learners) }
+    Genesis { name: "modelled".into(), rule: QuorumRule::Majority, table: table(voters, learners), succeeds: None }
 }

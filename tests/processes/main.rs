@@ -127,8 +127,11 @@ async fn every_update_gets_one_outcome_while_leaders_and_followers_are_killed() 
         }
     });
 
+    // A copy: the importer notes its deadline beside the file.
+    let copy = nodes.root().join("updates.jsonl");
+    std::fs::copy(UPDATES, &copy).expect("copied");
     let mut command = program();
-    command.args(["propose", "--file", UPDATES, "--concurrency", "64", "--json", "--patience", "120"]);
+    command.args(["propose", "--concurrency", "64", "--json", "--patience", "120", "--file"]).arg(&copy);
     for url in nodes.urls() {
         command.args(["--node", &url]);
     }

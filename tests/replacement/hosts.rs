@@ -171,6 +171,14 @@ impl Hosts {
         *node.child.lock().expect("no panic") = Some(child);
     }
 
+    /// Runs a node that is expected not to start.
+    pub(crate) fn serve(&self, n: usize) -> Output {
+        let node = &self.nodes[n];
+        let mut serve = self.on_host(n);
+        serve.args(["serve", "--listen", &node.peers, "--http", &node.http, "--data"]).arg(self.data(n));
+        serve.arg("--genesis").arg(self.genesis()).output().expect("serve runs")
+    }
+
     pub(crate) fn log(&self, n: usize) -> String {
         std::fs::read_to_string(self.root.path().join(format!("{n}.log"))).unwrap_or_default()
     }

@@ -7,6 +7,7 @@
 mod hosts;
 #[path = "../support/ports.rs"]
 mod ports;
+mod rejoin;
 
 use hosts::{Hosts, until};
 use serde_json::{Value, json};

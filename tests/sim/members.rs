@@ -138,5 +138,5 @@ pub(crate) fn rows_of(table: &MemberTable) -> Vec<Row> {
 /// The genesis of voters with these policies.
 pub(crate) fn genesis(policies: &[Policy], rule: QuorumRule) -> Genesis {
     let rows: Vec<Row> = policies.iter().enumerate().map(|(i, p)| Row { policy: *p, ..Row::voter(i) }).collect();
-    Genesis { name: "simulated".into(), rule, table: table(&rows) }
+    Genesis { name: "simulated".into(), rule, table: table(&rows), succeeds: None }
 }

@@ -111,7 +111,7 @@ impl World {
                 self.coverage.count("frame", "Submitted");
                 self.note(node, || format!("Submitted {handle}: {admission:?}"));
             }
-            Frame::Hello { .. } => {}
+            Frame::Hello { .. } | Frame::History(_) => {}
         }
         self.hand_over_to(node, |e| e.on_frame(id_of(from), frame));
     }

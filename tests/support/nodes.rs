@@ -42,6 +42,8 @@ pub(crate) struct Nodes {
     children: Vec<Option<Child>>,
     /// What each process gets besides the environment of the test.
     pub(crate) environment: Vec<Vec<(&'static str, OsString)>>,
+    /// What `serve` gets besides the usual; by node.
+    pub(crate) arguments: Vec<Vec<OsString>>,
 }
 
 impl Nodes {
@@ -54,6 +56,11 @@ impl Nodes {
 
     /// Keys, stores and a genesis for members of these policies; nothing runs yet.
     pub(crate) fn prepare(policies: &[&str]) -> Self {
+        Self::prepare_as(policies, &[])
+    }
+
+    /// As [`Nodes::prepare`], with more arguments for `genesis`.
+    pub(crate) fn prepare_as(policies: &[&str], more: &[&str]) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         let address = |_: &&str| format!("127.0.0.1:{}", free_port());
         let (peers, http): (Vec<_>, Vec<_>) = policies.iter().map(|p| (address(p), address(p))).unzip();
@@ -68,11 +75,26 @@ impl Nodes {
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
             genesis.arg("--member").arg(data.join("member.json"));
         }
-        let made = genesis.output().expect("genesis runs");
+        let made = genesis.args(more).output().expect("genesis runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let children = peers.iter().map(|_| None).collect();
         let environment = peers.iter().map(|_| Vec::new()).collect();
-        Self { root, peers, http, children, environment }
+        let arguments = peers.iter().map(|_| Vec::new()).collect();
+        Self { root, peers, http, children, environment, arguments }
+    }
+
+    /// Makes one more member, that no table names yet; gives its number.
+    pub(crate) fn add(&mut self) -> usize {
+        let (n, peer) = (self.peers.len(), format!("127.0.0.1:{}", free_port()));
+        let init = program().args(["init", "--address", &peer, "--data"]).arg(self.data(n)).output();
+        let made = init.expect("init runs");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        self.peers.push(peer);
+        self.http.push(format!("127.0.0.1:{}", free_port()));
+        self.children.push(None);
+        self.environment.push(Vec::new());
+        self.arguments.push(Vec::new());
+        n
     }
 
     /// Starts all and waits for a leader.
@@ -126,6 +148,7 @@ impl Nodes {
             .arg(self.data(n))
             .arg("--genesis")
             .arg(self.genesis())
+            .args(&self.arguments[n])
             .envs(self.environment[n].iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(log.expect("a log file"))
@@ -166,6 +189,19 @@ impl Nodes {
             let all = self.statuses().await?;
             let (n, leader) = all.iter().find(|(_, s)| s.snapshot.role == Role::Leader)?;
             all.iter().all(|(_, s)| s.leader == Some(leader.id)).then_some(*n)
+        })
+        .await
+    }
+
+    /// The leader among some of the nodes.
+    pub(crate) async fn leader_of(&self, some: &[usize]) -> usize {
+        until("one of them leads", async || {
+            for n in some {
+                if self.one(*n).status().await.ok()?.snapshot.role == Role::Leader {
+                    return Some(*n);
+                }
+            }
+            None
         })
         .await
     }

@@ -50,7 +50,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["ids", "limits", "certificate", "core", "registry"]),
     ("telemetry", &["ids", "limits", "core"]),
     ("audit", &["ids", "limits", "certificate"]),
-    ("storage", &["ids", "limits", "certificate", "core"]),
+    ("storage", &["ids", "limits", "certificate", "core", "registry"]),
     ("transport", &["ids", "limits", "certificate", "wire"]),
     ("client", &["ids", "limits", "certificate", "registry", "api"]),
     (
@@ -69,7 +69,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "transport",
         ],
     ),
-    ("http", &["ids", "limits", "certificate", "registry", "api", "node"]),
+    ("backup", &["ids", "limits", "certificate", "core", "registry", "audit", "storage", "node"]),
+    ("http", &["ids", "limits", "certificate", "registry", "api", "node", "backup"]),
     (
         "cli",
         &[
@@ -84,6 +85,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "transport",
             "client",
             "node",
+            "backup",
             "http",
         ],
     ),

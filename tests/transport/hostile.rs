@@ -4,7 +4,7 @@ use crate::support::*;
 use concordat::core::Message;
 use concordat::ids::{NodeId, Term};
 use concordat::transport::{ALPN, Options, Peer};
-use concordat::wire::{Frame, LENGTH_PREFIX};
+use concordat::wire::{Frame, LENGTH_PREFIX, PROTOCOL_VERSION};
 use std::net::UdpSocket;
 
 /// Two members that are connected, as seen from the one under attack.
@@ -198,7 +198,7 @@ async fn a_member_that_breaks_the_protocol_loses_its_connection_only() {
         (too_long, "a frame of 4294967295 bytes is announced"),
         (just_too_long, "a frame of 2097153 bytes is announced"),
         (vec![0, 0, 0, 0, 0], "a frame of 0 bytes is announced"),
-        (vec![0, 0, 0, 0, 3, 1, 0xc1, 0xc1], "does not decode"),
+        (vec![0, 0, 0, 0, 3, PROTOCOL_VERSION, 0xc1, 0xc1], "does not decode"),
         (other_version, "protocol version 9"),
         (trailing, "1 bytes follow"),
         (vec![77], "0x4d, which names no lane"),

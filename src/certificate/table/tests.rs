@@ -1,5 +1,7 @@
 use super::*;
-use crate::certificate::SecretKey;
+use crate::certificate::merkle::Frontier;
+use crate::certificate::{SecretKey, Signature, SnapshotManifest, Survey};
+use crate::ids::{LogIndex, Term};
 
 fn member(seed: u8) -> Member {
     let key = SecretKey::generate(&[seed; 32]);
@@ -138,4 +140,86 @@ fn a_change_in_flight_is_signed_under_other_names_than_either_table_alone() {
     assert_eq!(joint[1], next.signed_for(&id));
     assert_eq!(joint[0].epoch, Epoch(0));
     assert_ne!(joint[0].epoch_hash, now.epoch_hash);
+}
+
+fn succession() -> Succession {
+    let mut tree = Frontier::default();
+    (0..5).for_each(|n| tree.push(Digest([n; 32])));
+    let snapshot = SnapshotManifest {
+        index: LogIndex(5),
+        term: Term(2),
+        epoch: Epoch::ZERO,
+        proposed_at: 77,
+        root: tree.root(),
+        state: Digest([1; 32]),
+        bytes: 9,
+        chunks_root: Digest([2; 32]),
+    };
+    let key = SecretKey::generate(&[9; 32]);
+    let mut survey = Survey {
+        genesis_id: Digest([8; 32]),
+        member: NodeId([3; 32]),
+        bls_key: key.public(),
+        last_term: Term(2),
+        size: 5,
+        root: snapshot.root,
+        certified: 3,
+        signature: Signature([0; 96]),
+    };
+    survey.signature = key.sign(&survey.signed_bytes());
+    let genesis_id = survey.genesis_id;
+    let missing = vec![NodeId([5; 32])];
+    Succession { genesis_id, snapshot, tree, certified: 3, missing, surveys: vec![survey], reason: "lost".into() }
+}
+
+#[test]
+fn a_genesis_that_succeeds_none_has_the_id_that_it_always_had() {
+    let genesis = genesis();
+    let mut w = Writer::tagged(b"concordat:gene:1");
+    w.short(genesis.name.as_bytes()).u8(genesis.rule as u8).long(&genesis.table.encode());
+    assert_eq!(genesis.id(), Digest(Sha256::digest(&w.0).into()));
+    assert!(!genesis.to_json().contains("succeeds"));
+    assert_eq!(genesis.begins_after(), 0);
+}
+
+#[test]
+fn a_successor_reads_back_and_another_predecessor_makes_it_another_cluster() {
+    let plain = genesis();
+    let successor = plain.clone().succeeding(succession()).unwrap();
+    assert_ne!(successor.id(), plain.id());
+    assert_eq!(successor.begins_after(), 5);
+    assert_eq!(Genesis::from_json(&successor.to_json()).unwrap(), successor);
+    let again = succession();
+    assert_eq!(Succession::decode(&again.encode()), Ok(again.clone()));
+    for length in 0..again.encode().len() {
+        assert!(Succession::decode(&again.encode()[..length]).is_err(), "cut to {length}");
+    }
+    // The file cannot say otherwise than its id.
+    let altered = successor.to_json().replace("\"reason\": \"lost\"", "\"reason\": \"moved\"");
+    assert!(matches!(Genesis::from_json(&altered), Err(GenesisError::Id { .. })));
+}
+
+#[test]
+fn a_predecessor_that_contradicts_itself_is_refused() {
+    let bad: [fn(&mut Succession); 9] = [
+        |s| s.certified = 6,
+        |s| s.snapshot.root = Digest([6; 32]),
+        |s| s.snapshot.epoch = Epoch(1),
+        |s| s.reason.clear(),
+        |s| s.reason = "x".repeat(257),
+        |s| s.missing = vec![s.surveys[0].member],
+        |s| s.surveys[0].size = 6,
+        |s| s.surveys[0].genesis_id = Digest([7; 32]),
+        |s| s.surveys.push(s.surveys[0].clone()),
+    ];
+    for (n, change) in bad.iter().enumerate() {
+        let mut succession = succession();
+        change(&mut succession);
+        let refused = genesis().succeeding(succession);
+        assert!(matches!(refused, Err(GenesisError::Succession(SuccessionError::Inconsistent(_)))), "{n}: {refused:?}");
+    }
+    let mut unsigned = succession();
+    unsigned.surveys[0].certified = 2;
+    let refused = genesis().succeeding(unsigned);
+    assert!(matches!(refused, Err(GenesisError::Succession(SuccessionError::Survey { .. }))), "{refused:?}");
 }

@@ -2,26 +2,31 @@ use super::*;
 use crate::certificate::SnapshotManifest;
 use crate::ids::Epoch;
 use crate::ids::NodeId;
-use crate::storage::{v1, v2};
+use crate::storage::{v1, v2, v3};
 use proptest::prelude::*;
 use std::fmt::Debug;
 
 #[test]
 fn the_table_is_the_frozen_description_of_its_version() {
-    assert_eq!(SCHEMA, v2::SCHEMA);
+    assert_eq!(SCHEMA, v3::SCHEMA);
     let table: Vec<_> = TABLE.iter().map(|s| (s.tree, s.key, s.value, s.derived)).collect();
-    assert_eq!(table, v2::TREES);
-    assert_eq!(trees().count(), 11);
+    assert_eq!(table, v3::TREES);
+    assert_eq!(trees().count(), 12);
 }
 
 #[test]
-fn every_record_of_version_1_has_the_same_shape_in_version_2() {
-    assert_eq!(
-        (v1::SCHEMA, v1::HARD_STATE, v1::CAST_VOTE, v1::WATERMARK),
-        (1, v2::HARD_STATE, v2::CAST_VOTE, v2::WATERMARK)
-    );
-    for shape in v1::TREES {
-        assert!(v2::TREES.contains(shape), "{shape:?}");
+fn every_record_of_a_version_has_the_same_shape_in_the_next() {
+    assert_eq!((v1::SCHEMA, v2::SCHEMA, v3::SCHEMA), (1, 2, 3));
+    let sizes = [
+        (v1::HARD_STATE, v1::CAST_VOTE, v1::WATERMARK, v2::BASE),
+        (v2::HARD_STATE, v2::CAST_VOTE, v2::WATERMARK, v2::BASE),
+        (v3::HARD_STATE, v3::CAST_VOTE, v3::WATERMARK, v3::BASE),
+    ];
+    assert!(sizes.iter().all(|of| *of == sizes[0]), "{sizes:?}");
+    for (older, newer) in [(v1::TREES, v2::TREES), (v2::TREES, v3::TREES)] {
+        for shape in older {
+            assert!(newer.contains(shape), "{shape:?}");
+        }
     }
 }
 
@@ -41,7 +46,7 @@ fn manifest() -> SnapshotManifest {
 #[test]
 fn records_of_snapshots_and_bases_read_back_and_any_changed_bit_is_found() {
     let base = BaseRecord { index: LogIndex(700), from: LogIndex(513), wipe: true, length: 9, sum: [4; 32] };
-    assert_eq!(base.encode().len(), v2::BASE);
+    assert_eq!(base.encode().len(), v3::BASE);
     exact(&base, &base.encode(), BaseRecord::decode);
     let snapshot = (true, manifest());
     let (key, value) = (number_key(7), write_snapshot(true, &manifest()));
@@ -52,7 +57,7 @@ fn records_of_snapshots_and_bases_read_back_and_any_changed_bit_is_found() {
         bad[at / 8] ^= 1 << (at % 8);
         assert!(read_snapshot(&key, &bad).is_err(), "bit {at}");
     }
-    for at in 0..v2::BASE * 8 {
+    for at in 0..v3::BASE * 8 {
         let mut bad = base.encode();
         bad[at / 8] ^= 1 << (at % 8);
         assert!(BaseRecord::decode(&bad).is_err(), "bit {at}");
@@ -97,7 +102,7 @@ proptest! {
         };
         let hard = HardState { term: Term(term), vote: vote.then_some(claim) };
         let bytes = write_hard_state(&hard);
-        prop_assert_eq!(bytes.len(), v2::HARD_STATE[usize::from(vote)]);
+        prop_assert_eq!(bytes.len(), v3::HARD_STATE[usize::from(vote)]);
         exact(&hard, &bytes, read_hard_state);
     }
 
@@ -106,7 +111,7 @@ proptest! {
         let cast = CastVote { request_key: Digest(request_key), content: Digest(content), granted, keep_until };
         let key = cast_key(&cast.request_key, &cast.content);
         let value = write_cast(&cast);
-        prop_assert_eq!(value.len(), v2::CAST_VOTE);
+        prop_assert_eq!(value.len(), v3::CAST_VOTE);
         exact(&cast, &value, |v| read_cast(&key, v));
         exact(&cast, &key, |k| read_cast(k, &value));
     }

@@ -195,3 +195,32 @@ fn a_restart_resumes_at_the_certificate_and_delivers_no_entry_twice_or_never() {
     assert!(world.run_while_not(3_000, World::converged));
     assert!((0..20).all(|i| (0..3).all(|n| world.outcome_at(n, &i.to_string()).is_some())));
 }
+
+#[test]
+fn a_sign_point_of_a_log_that_was_cut_holds_up_no_later_one() {
+    let mut world = cluster(5, 21);
+    let old = world.settle();
+    assert!(world.run_while_not(2_000, World::converged));
+    let member = world.follower();
+    let rest: Vec<usize> = (0..5).filter(|n| ![old, member].contains(n)).collect();
+    world.partition(&[old, member], &rest);
+    for i in 0..40 {
+        world.propose(old, &format!("lost {i}"));
+    }
+    world.run(150);
+    assert!(world.core(member).last_index() > world.core(member).committed());
+    world.crash(old);
+    world.heal();
+    // A follower still, so that it keeps what the leader before told it.
+    assert!(world.run_while_not(5_000, |w| w.leader().is_some()));
+    assert!(world.run_while_not(5_000, World::caught_up), "{}", world.standings());
+    let leader = world.leader().expect("just seen");
+    let silent = rest.iter().copied().find(|n| *n != leader).expect("two others");
+    world.crash(silent);
+    world.propose(leader, "a");
+    let certified = |w: &World| {
+        let core = w.core(leader);
+        core.certificate().is_some_and(|c| c.head.size == core.last_index().0)
+    };
+    assert!(world.run_while_not(2_000, certified), "{}", world.standings());
+}

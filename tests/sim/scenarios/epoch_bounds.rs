@@ -6,7 +6,7 @@ use super::membership::make;
 use crate::members::secret_of;
 use crate::world::{Config, World};
 use concordat::certificate::{Bitmap, Body, Entry, Half, Head, HeadCertificate, Header, Kind, Role, payload_hash};
-use concordat::core::{ChangeRefusal, Message, Role as Standing};
+use concordat::core::{ChangeRefusal, Effect, Message, Role as Standing};
 use concordat::ids::{Digest, Epoch, LogIndex};
 use concordat::limits::MAX_PROMOTION_LAG;
 use std::sync::Arc;
@@ -181,4 +181,103 @@ fn a_member_between_two_keys_helps_to_elect() {
     world.run(200);
     world.crash(leader);
     assert!(world.run_while_not(10_000, |w| w.core(other).role() == Standing::Leader));
+}
+
+#[test]
+fn the_end_of_the_change_before_is_not_taken_for_the_end_of_the_next() {
+    let mut world = World::new(Config { spares: 2, record: true, ..Config::new(3, 7) });
+    let first = world.settle();
+    assert!(world.run_while_not(2_000, World::converged));
+    let mut rows = world.rows(first);
+    rows.push(world.fresh_learner(3));
+    // The change outlives the leader that began it, so that the next one closes it and may begin another at once.
+    world.drop_if(|_, _, m| matches!(m, Message::HeadShare { .. }));
+    world.change(first, &rows);
+    let open = |w: &World| w.core(first).tables().is_joint() && w.core(first).committed() == w.core(first).last_index();
+    assert!(world.run_while_not(2_000, open), "{}", world.standings());
+    world.crash(first);
+    let second = world.settle();
+    world.run(300);
+    world.filter = None;
+    let closed = |w: &World| w.core(second).role() == Standing::Leader && !w.core(second).tables().is_joint();
+    assert!(world.run_while_not(2_000, closed), "{}", world.standings());
+    world.drop_if(move |_, to, m| to == second && matches!(m, Message::AppendReply { .. } | Message::HeadShare { .. }));
+    world.run(20);
+    assert!(world.core(second).committed() < world.core(second).last_index(), "the end is not committed");
+    rows.push(world.fresh_learner(4));
+    let next = world.change(second, &rows);
+    world.run(50);
+    world.filter = None;
+    assert!(world.run_while_not(3_000, |w| w.changes[next].outcome.is_some()), "{}", world.standings());
+    assert_eq!(world.changes[next].outcome, Some(Ok(Epoch(2))));
+}
+
+/// A member that holds the end of a change that leaves it out, and does not know that it is committed; and what it asked
+/// the others since.
+fn left_out_unawares(role: Role, foreign_key: bool, seed: u64) -> (World, usize, usize) {
+    let mut world = World::new(Config { spares: 1, record: true, ..Config::new(3, seed) });
+    let leader = world.settle();
+    let mut rows = world.rows(leader);
+    rows.push(world.fresh_learner(3));
+    world.start(3);
+    make(&mut world, &rows);
+    assert!(world.run_while_not(2_000, World::converged));
+    if role == Role::Voter {
+        rows[3].role = Role::Voter;
+        make(&mut world, &rows);
+        assert!(world.run_while_not(2_000, World::converged));
+    }
+    let epoch = world.core(leader).tables().current().epoch;
+    world.change(leader, &rows[..3]);
+    let holds = move |w: &World| w.core(3).tables().current().epoch > epoch;
+    assert!(world.run_while_not(2_000, holds), "{}", world.standings());
+    (0..3).for_each(|n| world.crash(n));
+    assert!(world.core(3).in_force().epoch <= epoch, "it does not know that it is left out");
+    if foreign_key {
+        world.input_later(3, 1, concordat::core::Input::Keys(Vec::new()));
+    }
+    let before = world.recorded.len();
+    world.run(2_000);
+    (world, 3, before)
+}
+
+#[test]
+fn only_a_voter_by_a_key_that_it_holds_stands_on_its_way_out() {
+    for (role, foreign_key, stands) in
+        [(Role::Voter, false, true), (Role::Voter, true, false), (Role::Learner, false, false)]
+    {
+        let (world, node, before) = left_out_unawares(role, foreign_key, 8);
+        let asks = |r: &(u64, usize, Effect)| {
+            r.1 == node && matches!(r.2, Effect::Send { message: Message::PreVote { .. }, .. })
+        };
+        assert_eq!(world.recorded[before..].iter().any(asks), stands, "{role:?} {foreign_key}");
+    }
+}
+
+#[test]
+fn a_leader_does_not_count_its_own_disk_by_a_key_that_it_lost() {
+    let mut seen = 0;
+    for seed in 0..10 {
+        let mut world = cluster(3, seed);
+        let leader = world.settle();
+        assert!(world.run_while_not(2_000, World::converged));
+        let mut rows = world.rows(leader);
+        rows[leader].generation = world.new_key(leader);
+        world.drop_if(|_, _, m| matches!(m, Message::HeadShare { .. }));
+        world.change(leader, &rows);
+        let open =
+            |w: &World| w.core(leader).tables().is_joint() && w.core(leader).committed() == w.core(leader).last_index();
+        assert!(world.run_while_not(2_000, open), "{}", world.standings());
+        let silent = (0..3).rfind(|n| *n != leader).expect("three");
+        world.crash(silent);
+        world.input_later(leader, 1, concordat::core::Input::Keys(vec![secret_of(leader).public()]));
+        world.run(2);
+        let before = world.core(leader).committed();
+        world.propose(leader, "by one disk of the next table");
+        world.run(60);
+        assert_eq!(world.core(leader).committed(), before);
+        let core = world.core(leader);
+        seen += usize::from(core.role() == Standing::Leader && core.last_index() > before);
+    }
+    assert!(seen > 0, "by the table before it leads until it next counts who is in contact");
 }

@@ -335,3 +335,53 @@ fn the_word_of_a_false_leader_is_verified_once() {
     let count = world.recorded[before..].iter().filter(|r| r.1 == follower && verifies(&r.2)).count();
     assert_eq!((count, world.leader_of(follower)), (1, Some(leader)));
 }
+
+#[test]
+fn a_pre_vote_is_asked_of_two_keys_at_most() {
+    let (mut world, leader, follower) = ready(3, 13);
+    world.crash(leader);
+    world.isolate(follower);
+    world.run(300);
+    let other = third(leader, follower);
+    let (own, foreign) = (secret_of(follower).public(), secret_of(other).public());
+    for (keys, granted) in [
+        (vec![own], true),
+        (vec![foreign, own], true),
+        (vec![foreign, foreign, own], false),
+        (vec![foreign], false),
+        (Vec::new(), false),
+    ] {
+        let before = world.recorded.len();
+        let term = Term(world.core(follower).term().0 + 1);
+        let (last_index, last_term) = (LogIndex(1_000), world.core(follower).term());
+        world.inject(other, follower, Message::PreVote { term, last_index, last_term, epoch: Epoch::ZERO, keys });
+        let answers = |e: &Effect| match e {
+            Effect::Send { message: Message::PreVoteReply { granted, .. }, .. } => Some(*granted),
+            _ => None,
+        };
+        let told: Vec<bool> = world.recorded[before..].iter().filter_map(|r| answers(&r.2)).collect();
+        assert_eq!(told, [granted]);
+    }
+}
+
+#[test]
+fn votes_that_nobody_asked_for_are_not_looked_at_and_others_once() {
+    let (mut world, leader, follower) = ready(3, 14);
+    let other = third(leader, follower);
+    world.isolate(follower);
+    let claim = stands(&mut world, follower, other);
+    let under = world.genesis_table.signed_for(&world.genesis_id);
+    let right = vec![(under, secret_of(other).sign(&claim.signed_bytes(&under)))];
+    let mut wrong = right.clone();
+    wrong[0].0.epoch = Epoch(7);
+    let verified = |w: &World| {
+        let verifies = |r: &&(u64, usize, Effect)| matches!(r.2, Effect::Crypto(Crypto::VerifyElection { .. }));
+        w.recorded.iter().filter(verifies).count()
+    };
+    let before = verified(&world);
+    for (signatures, count) in [(wrong, 0), (Vec::new(), 0), (right.clone(), 1), (right, 1)] {
+        let vote = Message::RequestVoteReply { term: claim.term, granted: true, signatures };
+        world.inject(other, follower, vote);
+        assert_eq!(verified(&world), before + count);
+    }
+}

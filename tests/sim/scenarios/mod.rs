@@ -1,6 +1,7 @@
 //! Behaviours by name, each in a cluster brought into the state in question.
 
 mod admission;
+mod ballot_bounds;
 mod ballots;
 mod certificates;
 mod clocks;
@@ -15,6 +16,7 @@ mod membership;
 mod reads;
 mod regressions;
 mod replication;
+mod snapshot_bounds;
 mod snapshots;
 mod transfer;
 

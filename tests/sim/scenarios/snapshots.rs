@@ -8,12 +8,12 @@ use concordat::core::{Alarm, Effect, MarkRefusal, Message, Role as Standing};
 use concordat::ids::{Digest, LogIndex};
 use std::sync::Arc;
 
-fn with_spares(nodes: usize, spares: usize, seed: u64) -> World {
+pub(super) fn with_spares(nodes: usize, spares: usize, seed: u64) -> World {
     World::new(Config { spares, record: true, ..Config::new(nodes, seed) })
 }
 
 /// Has so many entries committed, each with a payload of this size.
-fn fill(world: &mut World, count: usize, bytes: usize) {
+pub(super) fn fill(world: &mut World, count: usize, bytes: usize) {
     for i in 0..count {
         let name = format!("{}-{i}", world.now);
         let payload = format!("{{\"op\":\"set_config\",\"key\":\"{name}\",\"value\":\"{}\"}}", "x".repeat(bytes));
@@ -24,7 +24,7 @@ fn fill(world: &mut World, count: usize, bytes: usize) {
 }
 
 /// Has a mark appended, and waits until its manifest is certified everywhere; tells the mark's index.
-fn snapshot(world: &mut World) -> LogIndex {
+pub(super) fn snapshot(world: &mut World) -> LogIndex {
     let leader = world.leader().expect("a leader");
     let mut told = world.mark(leader);
     let index = told.try_recv().expect("answered at once").expect("marked");
@@ -38,7 +38,7 @@ fn snapshot(world: &mut World) -> LogIndex {
 }
 
 /// Three nodes, the last one down since before everything up to the mark was pruned.
-fn one_left_behind(seed: u64, bytes: usize) -> (World, LogIndex) {
+pub(super) fn one_left_behind(seed: u64, bytes: usize) -> (World, LogIndex) {
     let mut world = with_spares(3, 2, seed);
     world.settle();
     fill(&mut world, 5, 10);
@@ -273,6 +273,7 @@ fn a_leader_whose_state_a_quorum_denies_yields_and_the_quorums_is_certified() {
         w.nodes[leader].alarms.iter().any(|a| matches!(a, Alarm::SnapshotDenied { denied, .. } if !denied.is_empty()))
     };
     assert!(world.run_while_not(3_000, denied), "{}", world.standings());
+    assert!(world.core(leader).snapshot_taken().is_none(), "nor does it ask about that image again");
     let certified =
         |w: &World| others.iter().all(|n| w.core(*n).snapshot_offer().is_some_and(|o| o.manifest.index == index));
     assert!(world.run_while_not(5_000, certified), "{}", world.standings());
