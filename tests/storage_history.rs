@@ -210,6 +210,33 @@ fn headers_that_are_here_from_before_are_not_fetched_again() {
 }
 
 #[test]
+fn a_snapshot_installed_into_the_tile_that_was_whole_is_filled_in_anew() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut log = vec![unproposed(1, 2, Kind::Noop)];
+    log.extend(entries(2, 148, 2, 0, 5));
+    log.push(unproposed(150, 2, Kind::Noop));
+    log.extend(entries(151, 100, 2, 0, 5));
+    let mut target = Driver::create(&temp.path().join("target"));
+    assert_eq!(target.store.missing_history().unwrap(), None, "nothing of nothing");
+    for (base_at, kept) in [(100, 1), (200, 150)] {
+        let (below, index) = (&log[..base_at], LogIndex(kept));
+        take(&target.store, &image(below, 100));
+        let hard = Some(vote(2, 1));
+        target.write(Write { hard, base: Some(base(below)), ..Write::default() }).unwrap();
+        let above = match target.store.missing_history().unwrap() {
+            Some(Missing::Certificates { above, upto }) if upto == base_at as u64 => above,
+            other => panic!("{other:?} after a snapshot at {base_at}"),
+        };
+        target.store.fill_certificates(above, base_at as u64, &[certificate(below)]).unwrap();
+        let Some(Missing::Bodies { indexes }) = target.store.missing_history().unwrap() else { panic!("bodies") };
+        assert!(indexes.contains(&index), "{indexes:?}");
+        let bodies: Vec<_> = indexes.iter().map(|index| log[index.0 as usize - 1].clone()).collect();
+        target.store.fill_bodies(&bodies).unwrap();
+        assert_eq!(target.store.missing_history().unwrap(), None);
+    }
+}
+
+#[test]
 fn a_snapshot_installed_meanwhile_moves_the_beginning_up_again() {
     let temp = tempfile::tempdir().unwrap();
     let mut log = history();

@@ -73,11 +73,25 @@ async fn a_survivor_of_a_lost_quorum_signs_what_it_holds_and_a_successor_goes_on
     let said = make(&whole, &[path(&forged)]);
     assert!(said.contains("does not verify"), "{said}");
 
+    // A tail that nothing proves is for a successor alone.
+    let joining = old.add();
+    let said = refused(&[
+        "restore",
+        "--from",
+        path(&whole),
+        "--data",
+        path(&old.data(joining)),
+        "--genesis",
+        path(&old.genesis()),
+    ]);
+    assert!(said.contains("covered by no certificate"), "{said}");
+
     let mut new = succeed(&whole, &["--survivors", path(&survey)]);
     done(&["recover", "retire", "--data", path(&data)]);
     let serve = ["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", path(&data)];
     let said = refused(&[&serve[..], &["--genesis", path(&old.genesis())]].concat());
     assert!(said.contains("is retired"), "{said}");
+    assert_eq!(told(&["doctor", "--data", path(&data)])["sound"], true, "an end is no damage");
     place(&new, &whole);
     new.run().await;
     let held = registry(&new.one(0)).await;

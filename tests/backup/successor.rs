@@ -87,6 +87,13 @@ async fn a_successor_goes_on_where_its_predecessor_ended() {
     let gone = all.entry(first).await.expect_err("it is the predecessor's").to_string();
     assert!(gone.contains("the cluster that this one succeeds"), "{gone}");
 
+    let search = |order| concordat::api::Search { order, ..Default::default() };
+    for order in [concordat::api::Order::Asc, concordat::api::Order::Desc] {
+        let page = all.search(&search(order)).await.expect("found");
+        assert!(page.complete_from.0 > size && !page.entries.is_empty(), "{page:?}");
+        assert!(page.entries.iter().all(|found| found.entry.index.0 > size), "only this cluster's: {page:?}");
+    }
+
     // Proofs: from the new genesis alone, and back into the old log.
     new.settled().await;
     let url = new.url(1);

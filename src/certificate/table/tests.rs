@@ -201,7 +201,7 @@ fn a_successor_reads_back_and_another_predecessor_makes_it_another_cluster() {
 
 #[test]
 fn a_predecessor_that_contradicts_itself_is_refused() {
-    let bad: [fn(&mut Succession); 9] = [
+    let bad: [fn(&mut Succession); 11] = [
         |s| s.certified = 6,
         |s| s.snapshot.root = Digest([6; 32]),
         |s| s.snapshot.epoch = Epoch(1),
@@ -209,6 +209,9 @@ fn a_predecessor_that_contradicts_itself_is_refused() {
         |s| s.reason = "x".repeat(257),
         |s| s.missing = vec![s.surveys[0].member],
         |s| s.surveys[0].size = 6,
+        |s| (s.surveys[0].size, s.surveys[0].last_term) = (4, Term(3)),
+        // Entries that nobody vouches for, by signature or certificate.
+        |s| s.surveys[0].root = Digest([6; 32]),
         |s| s.surveys[0].genesis_id = Digest([7; 32]),
         |s| s.surveys.push(s.surveys[0].clone()),
     ];
